@@ -1,0 +1,1 @@
+"""Tables: one contract, several backends."""
