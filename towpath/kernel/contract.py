@@ -6,7 +6,7 @@ told to fail.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -28,6 +28,8 @@ class LinkSeen:
     peer_index: int = 0
     promiscuous: bool = False
     alias: str = ""
+    allmulti: bool = False
+    tx_queue: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +113,10 @@ class Kernel(Protocol):
 
     def pick_firewall(self, setting: str) -> str:
         """"auto" → "iptables" where a foreign iptables manager owns the filter table, else "nftables"."""
+        ...
+
+    async def heal(self, firewall: str, wanted: Callable[[], Iterable[Rule]]) -> int:
+        """Firewall.heal, in turn with the commits of apply (one writer); `wanted` is asked when the turn has come."""
         ...
 
     def changes(self) -> AsyncIterator[str]:
