@@ -99,9 +99,10 @@ Change = Put | Delete
 
 @dataclass(frozen=True, slots=True)
 class TxnResult:
-    """ok: the compares held and `then` was applied (else `orelse` was). `failed`: indices of compares that did not hold.
+    """ok: the compares held and `then` was applied (else `orelse` was).
 
-    revision: of the store after the transaction. changed: keys that were changed.
+    failed: indices of the compares that did not hold.
+    revision: of the store after the transaction. changed: keys that were changed, in key order.
     """
 
     ok: bool
@@ -142,7 +143,10 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Reset:
-    """History before `revision` is gone (compacted, or you were too slow): list again, then watch from revision + 1."""
+    """Events up to `revision` are gone for you (compacted, or you were too slow): list again.
+
+    The same watch goes on after it from revision + 1; batches up to the listing's revision are in the listing already.
+    """
 
     revision: int
 
@@ -167,9 +171,13 @@ class Leadership(Protocol):
 
 
 class Store(Protocol):
-    """Methods raise StoreUnavailable, OutcomeUnknown, StoreFull as said there; nothing else but ValueError for misuse."""
+    """Methods raise StoreUnavailable, OutcomeUnknown, StoreFull as said there, LeaseGone where a lease is named that is
+    not there, StoreError for damage that an operator must see to (a corrupt file), and ValueError for misuse.
+    """
 
-    async def open(self) -> None: ...
+    async def open(self) -> None:
+        """Take the store into use. Raises StoreInUse where another process has it, StoreError where it is damaged."""
+        ...
 
     async def close(self) -> None: ...
 
@@ -194,19 +202,27 @@ class Store(Protocol):
         orelse: tuple[Change, ...] = (),
         *,
         durable: bool = False,
+        releasing: bool = False,
     ) -> TxnResult:
         """All or nothing. A key may be named by at most one change of a branch (ValueError).
 
         durable: survives a power cut, not only the death of the process (SQLite: synchronous=FULL for this one).
+        releasing: this write frees things, so on a full disk it may use the reserve; one that only deletes always may.
         """
         ...
 
     def watch(self, prefix: str, from_revision: int = 0) -> AsyncIterator[Batch | Progress | Reset]:
-        """Changes under `prefix` from `from_revision` (included) on, in order, none twice, none left out; 0 = from now."""
+        """Changes under `prefix` from `from_revision` (included) on, in order, none twice, none left out; 0 = from now.
+
+        "Now" is the moment of this call. The watch ends with the store; dropping the iterator ends it too.
+        """
         ...
 
     async def grant(self, ttl: float) -> int:
-        """A lease of `ttl` seconds: when it ends, the keys written with it are deleted in one transaction."""
+        """A lease of `ttl` seconds: when it ends, the keys written with it are deleted in one transaction.
+
+        It survives a restart of the store, which counts its time afresh.
+        """
         ...
 
     async def keep_alive(self, lease: int) -> float:
