@@ -1,0 +1,1 @@
+"""Network modes: one file, one mode; a record goes in, a plan comes out."""

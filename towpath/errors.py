@@ -5,6 +5,7 @@ A class says whose fault it is and which code the outside gets; the api/ layer t
     TowpathError
     ├── BadRequest            the caller's input is wrong: amend it
     │   ├── BadEnvironment    CNI 4: a CNI_* variable is missing or malformed
+    │   ├── Unreadable        CNI 5: the request did not arrive whole
     │   ├── Undecodable       CNI 6: input is no JSON or has the wrong types
     │   ├── BadConfig         CNI 7: a key has a value that cannot work
     │   ├── UnsupportedField  CNI 2: a key that this plug-in does not serve
@@ -53,6 +54,10 @@ class BadRequest(TowpathError):
 
 class BadEnvironment(BadRequest):
     cni_code = 4
+
+
+class Unreadable(BadRequest):
+    cni_code = 5
 
 
 class Undecodable(BadRequest):
@@ -112,7 +117,7 @@ class CheckFailed(TowpathError):
 
 
 class PhaseFailed(TowpathError):
-    """The kernel refused one operation of a plan. `errno` is positive, as in <errno.h>; 0 where a tool spoke text only."""
+    """The kernel refused one operation of a plan. `errno` as in <errno.h>; 0 where a tool spoke text only."""
 
     def __init__(self, where: str, op: object, errno: int = 0, text: str = "") -> None:
         reason = text or (os.strerror(errno) if errno else "refused")

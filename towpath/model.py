@@ -27,12 +27,14 @@ IFNAMSIZ = 15  # linux/if.h IFNAMSIZ - 1
 def check_name(what: str, value: str) -> str:
     """Return `value` if CNI allows it as a network name or container id, else raise BadConfig."""
     if not NAME.match(value):
-        raise BadConfig(f"{what} {value!r} is not a valid name: letters, digits, '_', '.', '-', first a letter or digit")
+        raise BadConfig(
+            f"{what} {value!r} is not a valid name: letters, digits, '_', '.', '-', first a letter or digit"
+        )
     return value
 
 
 def check_ifname(what: str, value: str) -> str:
-    """Return `value` if Linux takes it as an interface name (dev_valid_name in net/core/dev.c), else raise BadConfig."""
+    """Return `value` if Linux takes it as an interface name (net/core/dev.c dev_valid_name), else raise BadConfig."""
     if not value or len(value.encode()) > IFNAMSIZ:
         raise BadConfig(f"{what} {value!r} must be 1 to {IFNAMSIZ} bytes long")
     if value in (".", "..") or any(c in "/:" or c.isspace() for c in value):
@@ -200,14 +202,16 @@ class Network:
     dad: bool = False
     interface_up: bool = True
     deferred_delete: bool = False
-    reserve_ports: bool = False
+    data_dir: str = ""  # a host-local directory whose reservations are adopted when the row is made
     source: str = "cli"
     v: int = 1
 
     def __post_init__(self) -> None:
         check_name("network name", self.name)
         if self.isolation not in ISOLATION:
-            raise BadConfig(f"isolation {self.isolation!r} of network {self.name!r} is not one of {', '.join(ISOLATION)}")
+            raise BadConfig(
+                f"isolation {self.isolation!r} of network {self.name!r} is not one of {', '.join(ISOLATION)}"
+            )
         if self.bridge:
             check_ifname("bridge", self.bridge)
 
@@ -319,7 +323,7 @@ class InNetns:
 
 @dataclass(frozen=True, slots=True)
 class Foreign:
-    """The wire exists and is not ours: `veth` its host end ("" = unknown), `home` the interface behind which it lives."""
+    """The wire is not ours. `veth`: its host end ("" = unknown); `home`: the interface behind which it lives."""
 
     path: str
     home: str = ""

@@ -114,7 +114,7 @@ class Sysctl:
 
 @dataclass(frozen=True, slots=True)
 class Announce:
-    """Gratuitous ARP (RFC 5227 section 3) and unsolicited neighbour advertisements (RFC 4861 7.2.6) for the addresses."""
+    """Gratuitous ARP (RFC 5227 section 3), unsolicited neighbour advertisements (RFC 4861 section 7.2.6)."""
 
     link: str
     mac: str
@@ -163,7 +163,7 @@ class FlushConntrack:
 
 @dataclass(frozen=True, slots=True)
 class Publish:
-    """host_ip:port/proto → to:container_port (DNAT), for packets from outside, from the node, from siblings, from itself.
+    """host_ip:port/proto → to:container_port (DNAT), for packets from outside, the node, siblings and itself.
 
     port.host_ip None = every local address of `to`'s family. home: the interface behind which `to` lives.
     owner: printed in errors and comments.
@@ -250,8 +250,9 @@ Op = LinkOp | AddRule | DropRule
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """Operations for one place, done in order. `netns` is a path, for where == "netns" only.
+    """Operations for one place, done in order.
 
+    netns: a path, for where == "netns" only. firewall: name of the back end, for where == "firewall" only.
     tolerant: the place itself may be gone (a namespace that died): then there is nothing to do. Used by detach.
     """
 
@@ -259,6 +260,7 @@ class Phase:
     ops: tuple[Op, ...]
     netns: str = ""
     tolerant: bool = False
+    firewall: str = ""
 
 
 Plan = tuple[Phase, ...]
@@ -266,4 +268,4 @@ Plan = tuple[Phase, ...]
 
 def steps(plan: Plan) -> Plan:
     """The same plan cut into phases of one operation each: for fault tests and for --dry-run."""
-    return tuple(Phase(p.where, (op,), p.netns, p.tolerant) for p in plan for op in p.ops)
+    return tuple(Phase(p.where, (op,), p.netns, p.tolerant, p.firewall) for p in plan for op in p.ops)

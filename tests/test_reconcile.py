@@ -1,0 +1,67 @@
+"""The kernel follows the tables: what somebody else took away comes back, and nothing is written where nothing differs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+from tests.fakes import FakeKernel
+from tests.requests import NETNS, attacher, network, request
+from towpath import reconcile
+
+
+async def test_a_flushed_firewall_comes_back_as_it_was() -> None:
+    kernel = FakeKernel(netns=(NETNS,))
+    made = await attacher(kernel)
+    await made.add(request(network=await made.network(network())))
+    before = set(kernel.rules)
+    kernel.rules.clear()
+    assert await reconcile.heal(made) == len(before)
+    assert kernel.rules == before
+
+
+async def test_a_run_that_finds_nothing_changes_nothing() -> None:
+    kernel = FakeKernel(netns=(NETNS,))
+    made = await attacher(kernel)
+    await made.add(request(network=await made.network(network())))
+    log = len(kernel.log)
+    assert await reconcile.heal(made) == 0
+    assert len(kernel.log) == log
+
+
+async def test_a_bridge_that_lost_its_address_gets_it_back() -> None:
+    kernel = FakeKernel(netns=(NETNS,))
+    made = await attacher(kernel)
+    await made.add(request(network=await made.network(network())))
+    kernel.host.addresses.clear()
+    assert await reconcile.heal(made) == 1
+    assert len(kernel.host.addresses) == 1
+
+
+async def test_after_a_restart_the_devices_in_use_are_watched_over_again() -> None:
+    kernel = FakeKernel(netns=(NETNS,))
+    first = await attacher(kernel)
+    await first.add(request(network=await first.network(network())))
+    made = await attacher(kernel, first.store)
+    await reconcile.adopt_devices(made)
+    kernel.host.addresses.clear()
+    assert await reconcile.heal(made) == 1
+
+
+async def test_a_burst_of_changes_becomes_one_run() -> None:
+    dirty, runs = asyncio.Event(), []
+
+    async def run() -> int:
+        runs.append(1)
+        return 0
+
+    task = asyncio.create_task(reconcile.reconcile(dirty, run))
+    await asyncio.sleep(0.01)
+    for _ in range(50):
+        dirty.set()
+        await asyncio.sleep(0.001)
+    await asyncio.sleep(reconcile.SETTLE + 0.1)
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    assert 2 <= len(runs) <= 3
