@@ -143,7 +143,7 @@ class Agent:
         """Remove a network's row; no agent, or no such row, is no error."""
         if self.process is None:
             return
-        if network in {row["name"] for row in self.get("/v1/networks")["networks"]}:
+        if network in {row["name"] for row in self.get("/v1/networks")}:
             self.request("DELETE", f"/v1/networks/{network}")
 
     def stop(self) -> None:

@@ -255,7 +255,7 @@ def test_version_0_2_0_cannot_say_two_v4_addresses(net: Net) -> None:
 
 def used(host: Host) -> int:
     """Addresses that the agent counts as taken."""
-    return sum(int(row["used"]) for row in host.agent.get("/v1/ipam")["pools"])
+    return sum(int(row["used"]) for row in host.agent.get("/v1/ipam"))
 
 
 @pytest.mark.row("H12", reference=False)

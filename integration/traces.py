@@ -83,16 +83,10 @@ def rows(host: Host) -> list[str]:
     """Attachments and used addresses as the agent tells them."""
     if host.agent.process is None:
         return []
-    found = [f"attachment {json.dumps(row.get('key', row))}" for row in listed(host.agent.get("/v1/attachments"))]
+    found = [f"attachment {json.dumps(row.get('key', row))}" for row in host.agent.get("/v1/attachments")]
     return found + [
-        f"pool {row.get('network')} {row.get('pool')} used={row.get('used')}"
-        for row in listed(host.agent.get("/v1/ipam"))
+        f"pool {row.get('network')} {row.get('pool')} used={row.get('used')}" for row in host.agent.get("/v1/ipam")
     ]
-
-
-def listed(answer: Any) -> list[dict[str, Any]]:
-    """The rows of a list answer, bare or under its one key."""
-    return list(next(iter(answer.values()))) if isinstance(answer, dict) else list(answer)
 
 
 def files(folder: Path) -> list[str]:
