@@ -12,6 +12,7 @@ import difflib
 import functools
 import ipaddress
 import json
+import operator
 import types
 import typing
 from collections.abc import Callable, Iterable
@@ -29,13 +30,17 @@ _SCALARS: dict[type, str] = {str: "text", int: "a whole number", float: "a numbe
 
 
 class Misfit(ValueError):
-    """A value that does not fit; `path` leads to it from the outside in: ("networks", 0, "mtu")."""
+    """A value that does not fit; `path` leads to it from the outside in: ("networks", 0, "mtu").
 
-    def __init__(self, what: str, *, hint: str = "", path: tuple[str | int, ...] = ()) -> None:
+    key: the key itself where it is the mistake, None = its value is.
+    """
+
+    def __init__(self, what: str, *, hint: str = "", key: object = None) -> None:
         super().__init__(what)
         self.what = what
         self.hint = hint
-        self.path = path
+        self.key = key
+        self.path: tuple[str | int, ...] = ()
 
     def below(self, *path: str | int) -> Misfit:
         """The same mistake, seen from further outside."""
@@ -57,7 +62,7 @@ def unknown_key(key: object, known: Iterable[str]) -> Misfit:
     names = sorted(known)
     near = difflib.get_close_matches(str(key), names, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(names)}"
-    return Misfit(f"unknown key {key!r}", hint=hint)
+    return Misfit(f"unknown key {key!r}", hint=hint, key=key)
 
 
 def encode(record: Any) -> dict[str, Any]:
@@ -117,19 +122,16 @@ def rewrite(old: bytes | None, record: Any) -> bytes:
 
 
 def _keep_unknown(cls: type, before: dict[str, Any], data: dict[str, Any]) -> None:
+    known = _nested(cls)
     for key, old in before.items():
-        known = _hints(cls).get(key, _UNKNOWN)
-        if known is _UNKNOWN:
+        if key not in known:
             data[key] = old
-        elif isinstance(old, dict) and (nested := _record_in(known)):
+        elif isinstance(old, dict) and (nested := known[key]):
             kept = data.get(key, {})
-            if isinstance(kept, dict):
+            if kept is not None:  # the record itself is gone
                 _keep_unknown(nested, old, kept)
-                if kept:
-                    data[key] = kept
-
-
-_UNKNOWN = object()
+            if kept:
+                data[key] = kept
 
 
 def _once(build: Callable[P, T]) -> Callable[P, T]:
@@ -137,9 +139,15 @@ def _once(build: Callable[P, T]) -> Callable[P, T]:
     return typing.cast(Callable[P, T], functools.cache(typing.cast(Callable[..., T], build)))
 
 
-def _record_in(hint: Any) -> type | None:
-    """The record class of a field `X` or `X | None`."""
-    return next((arm for arm in (hint, *typing.get_args(hint)) if _is_record(arm)), None)
+@_once
+def _nested(cls: type) -> dict[str, type | None]:
+    """Each field with the record class that it holds, as `X` or `X | None`; None = it holds no record."""
+    return {name: next(filter(_is_record, _arms(hint)), None) for name, hint in _hints(cls).items()}
+
+
+def _arms(hint: Any) -> tuple[Any, ...]:
+    union = typing.get_origin(hint) in (types.UnionType, typing.Union)
+    return typing.get_args(hint) if union else (hint,)
 
 
 def _is_record(hint: Any) -> bool:
@@ -168,13 +176,13 @@ def _default(f: dataclasses.Field[Any]) -> Any:
 
 @_once
 def _record_writer(cls: type[Any]) -> Writer:
-    hints = _hints(cls)
-    table = [(f.name, _default(f), _writer(hints[f.name])) for f in dataclasses.fields(cls)]
+    table = [(f.name, _default(f), _writer(_hints(cls)[f.name])) for f in dataclasses.fields(cls)]
+    names = [name for name, *_ in table]
+    values = operator.attrgetter(*names) if len(names) > 1 else lambda record: (getattr(record, names[0]),)
 
     def write(record: Any) -> dict[str, Any]:
         data = {}
-        for name, default, write_field in table:
-            value = getattr(record, name)
+        for (name, default, write_field), value in zip(table, values(record), strict=True):
             if value is not default and value != default:
                 data[name] = write_field(value) if write_field else value
         return data
