@@ -295,6 +295,9 @@ class FakeKernel:
     def pick_firewall(self, setting: str) -> str:
         return "nftables" if setting == "auto" else setting
 
+    async def heal(self, firewall: str, wanted: Callable[[], Iterable[Rule]]) -> int:
+        return self.firewall(firewall).heal(wanted())
+
     async def changes(self) -> AsyncIterator[str]:
         queue: asyncio.Queue[str] = asyncio.Queue()
         self._watchers.append(queue)
@@ -323,7 +326,7 @@ class FakeKernel:
     def _commit(self, phase: Phase) -> None:
         for ahead, op in enumerate(phase.ops):
             self._gate(phase, op, ahead)
-        self.firewall(self.pick_firewall(self.setting)).commit(phase.ops)
+        self.firewall(phase.firewall or self.pick_firewall(self.setting)).commit(phase.ops)
         self.log.extend(phase.ops)
 
     def _index(self) -> int:

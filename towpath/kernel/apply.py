@@ -1,0 +1,218 @@
+"""The kernel of this host: applies plans, looks and listens, in the network namespace where the process was started.
+
+A plan is cut into stretches. Operations in the host's and a container's namespace run as one piece of work on a
+thread of the crew; deletions of links go to the reaper and rules to the writer, each of which does in one go what
+several plans ask for at the same time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar
+
+from towpath.errors import BadNetns, PhaseFailed
+from towpath.kernel import netns as namespaces
+from towpath.kernel import read, sysctl, watch
+from towpath.kernel.batch import Batch
+from towpath.kernel.contract import Firewall, LinkSeen, NetnsSeen, ShapeSeen
+from towpath.kernel.crew import Crew, Grouped
+from towpath.kernel.netlink import Netlink
+from towpath.kernel.reap import Reaper
+from towpath.model import Address
+from towpath.plan import DropLink, Op, Phase, Plan
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Phases of the host and of containers, done in order by one thread."""
+
+    phases: tuple[Phase, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Reap:
+    """Links of the host that go, together."""
+
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """Rules of one phase; they are one transaction, perhaps with those of other plans."""
+
+    changes: tuple[Op, ...]
+    firewall: str = ""
+
+
+Stretch = Work | Reap | Rules
+
+
+def stretches(plan: Plan) -> list[Stretch]:
+    """The plan in the pieces that are handed on, in order; neighbours of one kind become one."""
+    found: list[Stretch] = []
+    for phase in plan:
+        if phase.where == "firewall":
+            found += [Rules(phase.ops, phase.firewall)] if phase.ops else []
+            continue
+        for op in phase.ops:
+            extend(found, phase, op)
+    return found
+
+
+def extend(found: list[Stretch], phase: Phase, op: Op) -> None:
+    """Add one operation of a host or netns phase to the last stretch, or begin a new one."""
+    last = found[-1] if found else None
+    if phase.where == "host" and isinstance(op, DropLink):
+        if isinstance(last, Reap):
+            found[-1] = Reap((*last.names, op.name))
+        else:
+            found.append(Reap((op.name,)))
+    elif isinstance(last, Work):
+        before = last.phases[-1]
+        if replace(before, ops=()) == replace(phase, ops=()):
+            found[-1] = Work((*last.phases[:-1], replace(before, ops=(*before.ops, op))))
+        else:
+            found[-1] = Work((*last.phases, replace(phase, ops=(op,))))
+    else:
+        found.append(Work((replace(phase, ops=(op,)),)))
+
+
+class LinuxKernel:
+    """Implements towpath.kernel.contract.Kernel. Build it in the main thread, in the namespace that is to be served."""
+
+    def __init__(self, firewall: str = "auto", firewalls: Mapping[str, Firewall] | None = None) -> None:
+        """firewall: the back end for phases that name none: "auto", "nftables" or "iptables".
+
+        firewalls: back ends that are ready made; others are made when they are first asked for.
+        """
+        self._setting = firewall
+        self._home = os.open(namespaces.OWN, os.O_RDONLY | os.O_CLOEXEC)
+        self._crew = Crew()
+        self._reaper = Grouped("towpath-reaper", Reaper().reap)
+        self._writer = Grouped("towpath-rules", self._commit)
+        self._firewalls = dict(firewalls or {})
+        self._picked = ""
+
+    async def apply(self, plan: Plan) -> None:
+        for stretch in stretches(plan):
+            match stretch:
+                case Work(phases):
+                    await self._crew.run(partial(self._work, phases=phases))
+                case Reap(names):
+                    await self._reap(names)
+                case Rules():
+                    await self._writer.submit(stretch)
+
+    async def look(self, netns: str = "") -> NetnsSeen:
+        return await self._crew.run(lambda netlink: self._at(netns, netlink, read.look))
+
+    async def link(self, name: str, netns: str = "") -> LinkSeen | None:
+        return await self._crew.run(lambda netlink: self._at(netns, netlink, lambda n: read.find_link(n, name)))
+
+    async def shapes(self, link: str) -> tuple[ShapeSeen, ...]:
+        return await self._crew.run(lambda netlink: read.shapes(netlink, link))
+
+    async def route_device(self, address: Address) -> str:
+        return await self._crew.run(lambda netlink: read.route_device(netlink, address))
+
+    async def sysctl(self, path: str, netns: str = "") -> str | None:
+        return await self._crew.run(lambda netlink: self._at(netns, netlink, lambda _: sysctl.read(path)))
+
+    def netns_id(self, path: str) -> int:
+        return namespaces.netns_id(path)
+
+    def own_netns_id(self) -> int:
+        return os.fstat(self._home).st_ino
+
+    def firewall(self, name: str) -> Firewall:
+        if name not in self._firewalls:
+            from towpath.kernel import firewall
+
+            self._firewalls[name] = firewall.make(name, netns_is_current=True)
+        return self._firewalls[name]
+
+    def pick_firewall(self, setting: str) -> str:
+        from towpath.kernel import firewall
+
+        return firewall.pick(setting)
+
+    def changes(self) -> AsyncIterator[str]:
+        return watch.changes()
+
+    async def close(self) -> None:
+        """Threads end when they have done what they hold; nothing in the kernel changes."""
+        for part in (self._crew, self._reaper, self._writer):
+            part.close()
+        if self._home >= 0:
+            os.close(self._home)
+            self._home = -1
+
+    # --- in the threads -----------------------------------------------------------------------------------------
+
+    def _work(self, netlink: Netlink, phases: tuple[Phase, ...]) -> None:
+        for phase in phases:
+            with suppress(*((_Gone,) if phase.tolerant else ())):
+                self._do(netlink, phase)
+
+    def _do(self, netlink: Netlink, phase: Phase) -> None:
+        try:
+            path = phase.netns if phase.where == "netns" else ""
+            self._at(path, netlink, lambda n: Batch(n, phase.where).run(phase.ops))
+        except OSError as failure:  # of the socket itself: what the kernel refuses is PhaseFailed already
+            raise PhaseFailed(phase.where, phase.ops, failure.errno or 0, str(failure)) from failure
+
+    def _at(self, path: str, netlink: Netlink, do: Callable[[Netlink], T]) -> T:
+        """Run `do` in the namespace at `path` with a socket of that namespace; "" = home, with the thread's own."""
+        if not path:
+            return do(netlink)
+        try:
+            fd = namespaces.open_netns(path)
+        except BadNetns as gone:
+            raise _Gone(gone.what, hint=gone.hint) from None
+        try:
+            with namespaces.inside(fd, self._home), Netlink() as there:
+                return do(there)
+        finally:
+            os.close(fd)
+
+    async def _reap(self, names: tuple[str, ...]) -> None:
+        outcomes = await asyncio.gather(*map(self._reaper.submit, names), return_exceptions=True)
+        for outcome in outcomes:
+            if outcome is not None:
+                raise outcome
+
+    def _commit(self, requests: list[Rules]) -> list[BaseException | None]:
+        outcomes: dict[int, BaseException | None] = {}
+        by_name: dict[str, list[int]] = {}
+        for place, request in enumerate(requests):
+            by_name.setdefault(request.firewall or self._default(), []).append(place)
+        for name, places in by_name.items():
+            outcomes.update(zip(places, self._commit_to(name, [requests[p].changes for p in places]), strict=True))
+        return [outcomes[place] for place in range(len(requests))]
+
+    def _commit_to(self, name: str, requests: list[tuple[Op, ...]]) -> list[BaseException | None]:
+        """One transaction for all; where it fails each request gets its own, so that none fails for another's."""
+        together = tuple(change for changes in requests for change in changes)
+        try:
+            self.firewall(name).commit(together)
+        except Exception as failure:
+            if len(requests) == 1:
+                return [failure]
+            return [self._commit_to(name, [changes])[0] for changes in requests]
+        return [None] * len(requests)
+
+    def _default(self) -> str:
+        if not self._picked:
+            self._picked = self.pick_firewall(self._setting)
+        return self._picked
+
+
+class _Gone(BadNetns):
+    """The namespace of the phase itself is not there, as opposed to one that an operation names."""

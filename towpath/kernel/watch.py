@@ -1,0 +1,73 @@
+"""Hears from the kernel that links or firewall rules changed, whoever did it; a burst is one word.
+
+After the first message the sockets rest for a while and their small buffers overflow: that costs nothing, and an
+overflow is a change like any other. So no rate of changes can keep the event loop busy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from collections.abc import AsyncIterator
+
+from towpath.kernel.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, SOL_NETLINK
+
+NETLINK_ADD_MEMBERSHIP = 1
+RTNLGRP_LINK, NFNLGRP_NFTABLES = 1, 7
+GROUPS = (("links", NETLINK_ROUTE, RTNLGRP_LINK), ("firewall", NETLINK_NETFILTER, NFNLGRP_NFTABLES))
+REST = 0.1  # seconds between two looks at one socket
+SMALL = 4096  # bytes of receive buffer; the kernel's least is about that
+
+
+def subscribe(protocol: int, group: int) -> socket.socket:
+    """A non-blocking socket that hears one multicast group of the calling thread's network namespace."""
+    ear = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, protocol)
+    ear.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL)
+    ear.bind((0, 0))
+    ear.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
+    return ear
+
+
+def drain(ear: socket.socket) -> None:
+    """Read everything that is there; an overflow is no error, only the sum of what it dropped."""
+    while True:
+        try:
+            ear.recv(SMALL * 4)
+        except BlockingIOError:
+            return
+        except OSError as loss:
+            if loss.errno != errno.ENOBUFS:
+                raise
+
+
+async def changes() -> AsyncIterator[str]:
+    """The word "links" or "firewall" each time, at most once per REST; for ever."""
+    loop = asyncio.get_running_loop()
+    heard: asyncio.Queue[tuple[str, socket.socket]] = asyncio.Queue()
+    ears: list[socket.socket] = []
+    timers: set[asyncio.TimerHandle] = set()
+
+    def listen(word: str, ear: socket.socket) -> None:
+        loop.add_reader(ear, hear, word, ear)
+
+    def hear(word: str, ear: socket.socket) -> None:
+        loop.remove_reader(ear)
+        heard.put_nowait((word, ear))
+
+    try:
+        for word, protocol, group in GROUPS:
+            ears.append(subscribe(protocol, group))
+            listen(word, ears[-1])
+        while True:
+            word, ear = await heard.get()
+            drain(ear)
+            yield word
+            timers = {timer for timer in timers if timer.when() > loop.time()}
+            timers.add(loop.call_later(REST, listen, word, ear))
+    finally:
+        for timer in timers:
+            timer.cancel()
+        for ear in ears:
+            loop.remove_reader(ear)
+            ear.close()
