@@ -16,6 +16,7 @@ from tests.fakes import FakeKernel
 from towpath.api import control
 from towpath.attach import Attacher, Setting
 from towpath.config import Config
+from towpath.kernel.contract import Kernel
 from towpath.mode import Node
 from towpath.store.contract import Store
 from towpath.store.memory import MemoryStore
@@ -27,7 +28,7 @@ class FakeAgent:
 
     config: Config
     store: Store
-    kernel: FakeKernel
+    kernel: Kernel
     attacher: Attacher
     started: float = field(default_factory=time.time)
 

@@ -43,13 +43,6 @@ def boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
-async def node_of(config: Config, kernel: Kernel) -> Node:
-    """This machine's name and its global addresses."""
-    seen = await kernel.look()
-    addresses = tuple(a for link, a in seen.addresses if link != "lo" and not a.ip.is_link_local)
-    return Node(config.node or socket.gethostname(), addresses)
-
-
 @asynccontextmanager
 async def build(config: Config) -> AsyncIterator[Agent]:
     """Store, kernel and attacher, loaded from state_dir. Raises StoreInUse where another agent holds it."""
@@ -62,10 +55,11 @@ async def build(config: Config) -> AsyncIterator[Agent]:
     try:
         kernel = LinuxKernel()
         try:
-            attacher = Attacher(store, kernel, Node(config.node), Setting("", boot_id()))
+            attacher = Attacher(store, kernel, Node(config.node or socket.gethostname()), Setting("", boot_id()))
             await attacher.load()
             attacher.setting = Setting(_firewall(config, kernel, attacher), boot_id())
             await attacher.networks.declare(config.networks)
+            await reconcile.look_at_node(attacher)
             yield Agent(config, store, kernel, attacher)
             await attacher.settle()
         finally:

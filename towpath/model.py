@@ -297,10 +297,7 @@ class Attachment:
 
 @dataclass(frozen=True, slots=True)
 class Take:
-    """Lease addresses from the network's pools; `static` are asked for by value, `extra` pools come before the row's.
-
-    gateway: each pool's gateway is wanted even where the network has none of its own (a delegate IPAM result shows it).
-    """
+    """Lease addresses from the network's pools; `static` are asked for by value, `extra` pools come before the row's."""
 
     static: tuple[Address, ...] = ()
     extra: tuple[Pool, ...] = ()

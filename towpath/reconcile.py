@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from functools import partial
 
 from towpath.attach import Attacher
@@ -26,11 +27,20 @@ async def heal(attacher: Attacher) -> int:
     for backend in sorted(backends):
         # Asked when the writer's turn has come: a rule whose ADD is under way is wanted already, one that leaves not.
         changed += await attacher.kernel.heal(backend, partial(_wanted, attacher, backend))
+    await look_at_node(attacher)
     return changed + await attacher.networks.verify()
 
 
 def _wanted(attacher: Attacher, firewall: str) -> list[Rule]:
     return list(rules.wanted(attacher.records.values(), firewall))
+
+
+async def look_at_node(attacher: Attacher) -> None:
+    """The node's own addresses, as host mode reports them: neither loopback and link-local ones nor our gateways'."""
+    seen = await attacher.kernel.look()
+    ours = {link.name for link in seen.links if link.name == "lo" or link.alias == "towpath"}
+    addresses = tuple(a for link, a in seen.addresses if link not in ours and not a.ip.is_link_local)
+    attacher.node = replace(attacher.node, addresses=addresses)
 
 
 async def adopt_devices(attacher: Attacher) -> None:

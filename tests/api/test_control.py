@@ -119,54 +119,110 @@ def test_metrics_are_prometheus_text(agent: FakeAgent) -> None:
         pytest.param("GET", ID, None, 404, "attachment 'run/web/c1/eth0' does not exist", id="unknown attachment"),
         pytest.param("DELETE", ID, None, 404, "attachment 'run/web/c1/eth0' does not exist", id="detach unknown"),
         pytest.param(
-            "POST", "/v1/run", b'{"a": 1,\n "b" 2}', 400,
-            "the body is no JSON: Expecting ':' delimiter at line 2 column 6", id="broken JSON names line and column",
+            "POST",
+            "/v1/run",
+            b'{"a": 1,\n "b" 2}',
+            400,
+            "the body is no JSON: Expecting ':' delimiter at line 2 column 6",
+            id="broken JSON names line and column",
         ),
         pytest.param("POST", "/v1/run", b"\xff", 400, "the body is no JSON: byte 0 is not UTF-8", id="not UTF-8"),
-        pytest.param("POST", "/v1/run", b"", 400, "the body is no JSON: Expecting value at line 1 column 1", id="empty"),
         pytest.param(
-            "POST", "/v1/run", b"[" * 100_000, 400,
-            "the body is no JSON that can be read: it is nested too deeply", id="nested too deeply",
+            "POST", "/v1/run", b"", 400, "the body is no JSON: Expecting value at line 1 column 1", id="empty"
+        ),
+        pytest.param(
+            "POST",
+            "/v1/run",
+            b"[" * 100_000,
+            400,
+            "the body is no JSON that can be read: it is nested too deeply",
+            id="nested too deeply",
         ),
         pytest.param("POST", "/v1/run", [], 400, "the body is not a JSON object but list", id="a list"),
         pytest.param(
-            "POST", "/v1/run", b" " * (2**20 + 1), 413, "the body is larger than 1048576 bytes", id="more than 1 MB",
+            "POST",
+            "/v1/run",
+            b" " * (2**20 + 1),
+            413,
+            "the body is larger than 1048576 bytes",
+            id="more than 1 MB",
         ),
         pytest.param("POST", "/v1/run", {"network": "web"}, 400, "body: key 'container' is missing", id="missing key"),
         pytest.param("POST", "/v1/run", {**RUN, "port": 1}, 400, "body: unknown key 'port'", id="unknown key"),
         pytest.param(
-            "POST", "/v1/run", {**RUN, "ports": [80]}, 400, "body: ports[0]: 80 is not text", id="wrong type names the place",
+            "POST",
+            "/v1/run",
+            {**RUN, "ports": [80]},
+            400,
+            "body: ports[0]: 80 is not text",
+            id="wrong type names the place",
         ),
         pytest.param(
-            "POST", "/v1/run", {**RUN, "ports": ["80"]}, 400,
-            "port '80' is not [ADDRESS:]HOST:CONTAINER[/PROTOCOL]", id="malformed port",
-        ),
-        pytest.param("POST", "/v1/run", {**RUN, "ip": "10.1"}, 400, "'10.1' is not an IP address", id="malformed address"),
-        pytest.param("POST", "/v1/run", {**RUN, "ifname": "a/b"}, 400, "body: ifname 'a/b' may not be", id="bad ifname"),
-        pytest.param("POST", "/v1/run", {**RUN, "network": "x"}, 404, "network 'x' does not exist", id="run on unknown"),
-        pytest.param(
-            "POST", "/v1/run", {**RUN, "netns": ""}, 400, "netns is missing: network 'web' needs", id="bridge without netns",
+            "POST",
+            "/v1/run",
+            {**RUN, "ports": ["80"]},
+            400,
+            "port '80' is not [ADDRESS:]HOST:CONTAINER[/PROTOCOL]",
+            id="malformed port",
         ),
         pytest.param(
-            "POST", "/v1/run", {**RUN, "netns": "/none"}, 400,
-            "netns '/none' is no network namespace that the agent can see", id="netns not there",
+            "POST", "/v1/run", {**RUN, "ip": "10.1"}, 400, "'10.1' is not an IP address", id="malformed address"
         ),
         pytest.param(
-            "POST", "/v1/run", {"network": "host", "container": "c1", "ports": ["1:1"]}, 400,
-            "network 'host' publishes no ports: it is the host's own", id="ports on the host network",
+            "POST", "/v1/run", {**RUN, "ifname": "a/b"}, 400, "body: ifname 'a/b' may not be", id="bad ifname"
         ),
         pytest.param(
-            "POST", "/v1/run", {**RUN, "network": "host"}, 400, "network 'host' is the host's own: netns", id="netns on host",
+            "POST", "/v1/run", {**RUN, "network": "x"}, 404, "network 'x' does not exist", id="run on unknown"
+        ),
+        pytest.param(
+            "POST",
+            "/v1/run",
+            {**RUN, "netns": ""},
+            400,
+            "netns is missing: network 'web' needs",
+            id="bridge without netns",
+        ),
+        pytest.param(
+            "POST",
+            "/v1/run",
+            {**RUN, "netns": "/none"},
+            400,
+            "netns '/none' is no network namespace that the agent can see",
+            id="netns not there",
+        ),
+        pytest.param(
+            "POST",
+            "/v1/run",
+            {"network": "host", "container": "c1", "ports": ["1:1"]},
+            400,
+            "network 'host' publishes no ports: it is the host's own",
+            id="ports on the host network",
+        ),
+        pytest.param(
+            "POST",
+            "/v1/run",
+            {**RUN, "network": "host"},
+            400,
+            "network 'host' is the host's own: netns",
+            id="netns on host",
         ),
         pytest.param("POST", "/v1/networks", WEB, 409, "network 'web' exists already", id="network exists"),
-        pytest.param("POST", "/v1/networks", {"name": "b", "mode": "x"}, 400, "network: mode: 'x' is not", id="no such mode"),
-        pytest.param("POST", "/v1/networks", {"name": "b", "nets": 1}, 400, "network: unknown key 'nets'", id="key of YAML"),
         pytest.param(
-            "POST", "/v1/networks", {"name": "b", "subnet": "10.1.0.128/25"}, 409,
-            "subnet 10.1.0.128/25 overlaps 10.1.0.0/24 of network 'web'", id="overlapping subnets",
+            "POST", "/v1/networks", {"name": "b", "mode": "x"}, 400, "network: mode: 'x' is not", id="no such mode"
+        ),
+        pytest.param(
+            "POST", "/v1/networks", {"name": "b", "nets": 1}, 400, "network: unknown key 'nets'", id="key of YAML"
+        ),
+        pytest.param(
+            "POST",
+            "/v1/networks",
+            {"name": "b", "subnet": "10.1.0.128/25"},
+            409,
+            "subnet 10.1.0.128/25 overlaps 10.1.0.0/24 of network 'web'",
+            id="overlapping subnets",
         ),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_is_refused_in_words(
     agent: FakeAgent, method: str, path: str, body: object, status: int, error: str
 ) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from towpath.cli.runs import Place, State
     from towpath.cli.supervise import Wanted
 
-COMMAND = {"ignore_unknown_options": True, "allow_interspersed_args": False}
+COMMAND = {"allow_interspersed_args": False}  # what follows the command's name is the command's
 
 
 Taker = Callable[[click.Context, click.Parameter, Any], Any]
@@ -357,7 +357,7 @@ def exec_(settings: Settings, name: str, command: tuple[str, ...]) -> None:
         namespaces.join(state.pid, net=bool(state.netns))
     except OSError as exc:
         raise TowpathError(f"cannot enter the namespaces of {name}: {exc}") from exc
-    replace_with(command)
+    replace_with(command[1:] if command[0] == "--" and len(command) > 1 else command)
 
 
 def replace_with(command: tuple[str, ...]) -> NoReturn:

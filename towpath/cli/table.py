@@ -35,6 +35,8 @@ def details(pairs: Iterable[tuple[str, object]]) -> str:
 def _plain(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return " ".join(map(_plain, value))
     if isinstance(value, dict):
         return ", ".join(f"{k}={_plain(v)}" for k, v in value.items() if v not in ("", None, [], {}))
     return str(value)
