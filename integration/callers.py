@@ -69,6 +69,7 @@ class Exec:
     host: Netns
     folders: tuple[str, ...]
     env: Mapping[str, str] = field(default_factory=dict)
+    through: tuple[str, ...] = ()  # a program that starts the executable: another runtime, as the agent sees it
 
     def find(self, plugin: str) -> str:
         for folder in self.folders:
@@ -79,7 +80,7 @@ class Exec:
     def __call__(self, plugin: str, variables: Mapping[str, str], stdin: bytes) -> Reply:
         env = {"PATH": PATH, "CNI_PATH": ":".join(self.folders), **self.env, **variables}
         begin = time.perf_counter()
-        done = self.host.call(self.find(plugin), stdin=stdin, env=env)
+        done = self.host.call(*self.through, self.find(plugin), stdin=stdin, env=env)
         return Reply(done.returncode, done.stdout, done.stderr, time.perf_counter() - begin)
 
 
