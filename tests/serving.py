@@ -41,9 +41,9 @@ def fake_agent(socket: Path, kernel: FakeKernel) -> FakeAgent:
 
 
 @contextmanager
-def served(socket: Path, *, netns: tuple[str, ...] = ()) -> Iterator[FakeAgent]:
+def served(socket: Path, kernel: FakeKernel) -> Iterator[FakeAgent]:
     """An agent that answers at `socket` while the block runs; it lives in a thread, so that plain code can call it."""
-    agent = fake_agent(socket, FakeKernel(netns=netns))
+    agent = fake_agent(socket, kernel)
     up, loop = threading.Event(), asyncio.new_event_loop()
     done = asyncio.Event()
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.fakes import FakeKernel
 from tests.serving import FakeAgent, served
 
 NETNS = "/run/netns/a"
@@ -21,7 +22,7 @@ ID = "/v1/attachments/run/web/c1/eth0"
 
 @pytest.fixture
 def agent(tmp_path: Path) -> Iterator[FakeAgent]:
-    with served(tmp_path / "agent.sock", netns=(NETNS, "/run/netns/b")) as agent:
+    with served(tmp_path / "agent.sock", FakeKernel(netns=(NETNS, "/run/netns/b"))) as agent:
         yield agent
 
 
