@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from towpath.attach import Attacher
@@ -65,6 +65,13 @@ class Call:
             return
         if problems := await self.attacher.gc(self.key.origin, self.key.network, keep, self.caller):
             raise CheckFailed(f"GC of {self.conf.name!r} left something behind: {'; '.join(problems)}")
+
+    def expected(self, wanted: Wanted) -> Network:
+        """The row as it will be if `attacher.network(wanted)` agrees: what the configuration leaves out, a row says."""
+        known = self.attacher.networks.rows.get(wanted.network.name)
+        if known is None:
+            return wanted.network
+        return replace(known, **{field: getattr(wanted.network, field) for field in wanted.given})
 
     async def ready(self, wanted: Wanted) -> None:
         """STATUS: raise where an ADD could not work now. Writes nothing; without a row, every address is free."""

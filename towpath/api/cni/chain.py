@@ -12,8 +12,8 @@ from towpath.model import Foreign, Network, Request, Take
 from . import conf as confs
 from . import pieces
 from .call import Call, chain_request
-from .network import Wanted, extra_pools, ipam_dns, ipam_pools, row_name, wanted_bridge
-from .results import Ip, Link, Result, check_fits
+from .network import Wanted, check_pools, extra_pools, ipam_dns, ipam_pools, row_name, wanted_bridge
+from .results import Ip, Link, Result
 
 
 class Piece(ABC):
@@ -165,11 +165,8 @@ class Ipam:
     async def add(self, call: Call) -> dict[str, Any]:
         wanted = self.wanted(call)
         take = Take(confs.static_addresses(call.env, call.conf), extra_pools(call.conf))
+        check_pools(call.conf, take, call.expected(wanted))
         network = await call.attacher.network(wanted.network, wanted.given)
-        pools = (*take.extra, *network.pools)
-        if not pools:
-            raise BadConfig(f"no IP ranges specified for network {network.name!r}: ipam.subnet, ipam.ranges")
-        check_fits(call.conf.version, (pool.ranges[0].start for pool in pools))
         request = Request(
             call.key,
             network,

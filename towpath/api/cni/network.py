@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from towpath.errors import BadConfig
-from towpath.model import Dns, Network, Pool, Trunk
+from towpath.model import Dns, Network, Pool, Take, Trunk
 from towpath.ranges import parse_pools, parse_range
 
 from .conf import Conf
 from .pieces import isolation, unsupported
-from .results import Ip, read_routes
+from .results import Ip, check_fits, read_routes
 from .section import Section
 
 OWN_IPAM = ("towpath-ipam", "towpath")
@@ -88,6 +88,22 @@ def ipam_pools(conf: Conf) -> tuple[Pool, ...]:
 def extra_pools(conf: Conf) -> tuple[Pool, ...]:
     """Pools of the runtime (capability ipRanges), which come before the network's."""
     return parse_pools(conf.runtime.items("ipRanges"), "runtimeConfig.ipRanges")
+
+
+def check_pools(conf: Conf, take: Take, network: Network) -> None:
+    """Raise BadConfig where the pools cannot serve the call: none, too many for its version, not these addresses."""
+    pools = (*take.extra, *network.pools)
+    if not pools:
+        raise BadConfig(f"no IP ranges specified for network {network.name!r}: ipam.subnet, ipam.ranges")
+    check_fits(conf.version, (pool.ranges[0].start for pool in pools))
+    for address in take.static:
+        home = next((span for pool in pools for span in pool.ranges if address in span), None)
+        if home is None:
+            raise BadConfig(
+                f"address {address} is in no range of network {network.name!r}: {', '.join(map(str, pools))}"
+            )
+        if address == home.gateway:
+            raise BadConfig(f"address {address} is the gateway of network {network.name!r}")
 
 
 def ipam_dns(conf: Conf) -> Dns:

@@ -16,7 +16,7 @@ from towpath.plan import Phase, SetLink
 from . import conf as confs
 from .call import Call
 from .delegate import Delegate, find
-from .network import OWN_IPAM, Wanted, extra_pools, ipam_dns, ipam_type, row_name, wanted_bridge
+from .network import OWN_IPAM, Wanted, check_pools, extra_pools, ipam_dns, ipam_type, row_name, wanted_bridge
 from .pieces import bandwidth, isolation, port_rules
 from .results import Ip, Link, Result, check_fits, is_old
 
@@ -30,6 +30,7 @@ class Bridge:
         request = bridge_request(call)  # all of the input is read before anything is touched
         async with _answered(call) as foreign:
             wanted = wanted_bridge(call.conf, foreign.ips if foreign else ())
+            with_addresses(call, request, call.expected(wanted), foreign)  # what cannot work makes no row
             network = await call.attacher.network(wanted.network, wanted.given)
             request = with_addresses(call, request, network, foreign)
             record = await call.attacher.add(request)
@@ -125,11 +126,10 @@ def with_addresses(call: Call, request: Request, network: Network, foreign: Resu
         if request.ports:
             raise BadConfig(f"portMappings {request.ports[0]}: network {network.name!r} gives no address to publish")
         check_fits(call.conf.version, ())
-        return replace(request, address=None, parts=_parts(request))
-    pools = (*(request.address.extra if isinstance(request.address, Take) else ()), *network.pools)
-    if not pools:
-        raise BadConfig(f"no IP ranges specified for network {network.name!r}: ipam.subnet, ipam.ranges")
-    check_fits(call.conf.version, (pool.ranges[0].start for pool in pools))
+        request = replace(request, address=None)
+        return replace(request, parts=_parts(request))
+    if isinstance(request.address, Take):
+        check_pools(call.conf, request.address, network)
     return replace(request, parts=_parts(request))
 
 
