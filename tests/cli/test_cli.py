@@ -191,6 +191,18 @@ def test_programs_get_errors_as_json(tmp_path: Path, call: Towpath) -> None:
             "'1.2' is not an IP address.",
             id="malformed address",
         ),
+        pytest.param(
+            ["run", "--network", "web", "--name", "a.json", "--", "true"],
+            2,
+            "may not end in .json\n",
+            id="name of a state file",
+        ),
+        pytest.param(
+            ["run", "--network", "web", "--name", "../a", "--", "true"],
+            2,
+            "name '../a' is not a valid name",
+            id="a path as name",
+        ),
         pytest.param(["run", "--", "true"], 2, "Missing option '--network'.", id="run without a network"),
         pytest.param(["run", "--network", "web"], 2, "Missing argument 'COMMAND...'.", id="run without a command"),
         pytest.param(

@@ -42,6 +42,13 @@ def name_text(text: str) -> str:
     return check_name("name", text)
 
 
+def run_name(text: str) -> str:
+    """As name_text; not what the run's neighbour in the folder is called (see runs.py)."""
+    if text.endswith(".json"):
+        raise BadRequest(f"name {text!r} may not end in .json")
+    return name_text(text)
+
+
 def port_text(text: str) -> str:
     from towpath.api.run import parse_port
 
@@ -66,7 +73,7 @@ def label_of(text: str) -> tuple[str, str]:
 @click.option(
     "--network", required=True, callback=each(name_text), metavar="NAME", help="A network of this node, or host."
 )
-@click.option("--name", callback=each(name_text), metavar="NAME", help="For ps, stop, exec and DNS [COMMAND-xxxx].")
+@click.option("--name", callback=each(run_name), metavar="NAME", help="For ps, stop, exec and DNS [COMMAND-xxxx].")
 @click.option(
     "-p",
     "--publish",
@@ -241,7 +248,7 @@ def ps(settings: Settings) -> None:
     from towpath.cli.table import span, table
 
     place = runs.Place.of(settings.socket)
-    found = [(state, status_of(place, state)) for state in (runs.load(place, n) for n in place.names())]
+    found = [(state, status_of(place, state)) for state in runs.every(place)]
     now = time.time()
     rows = [
         (s.name, s.network, ",".join(s.addresses), ",".join(s.ports), s.pid, status, span(now - s.started), _line(s))
@@ -322,20 +329,14 @@ def kill_child(state: State) -> None:
     import signal
     from contextlib import suppress
 
+    from towpath.cli.supervise import parent_of
+
     with suppress(ProcessLookupError):
         command = os.pidfd_open(state.pid) if state.pid else -1
         if command >= 0:
             if parent_of(state.pid) == state.supervisor:
                 signal.pidfd_send_signal(command, signal.SIGKILL)
             os.close(command)
-
-
-def parent_of(pid: int) -> int:
-    """0 where there is no such process (proc_pid_stat(5), field 4; the name before it may hold anything)."""
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
 
 
 @click.command("exec", context_settings=COMMAND)
@@ -346,6 +347,7 @@ def parent_of(pid: int) -> int:
 def exec_(settings: Settings, name: str, command: tuple[str, ...]) -> None:
     """Run COMMAND in the network and mount namespaces of NAME: towpath exec web -- ip addr"""
     from towpath.cli import namespaces, runs
+    from towpath.cli.supervise import parent_of
 
     need_root("towpath exec", "it enters namespaces")
     place = runs.Place.of(settings.socket)

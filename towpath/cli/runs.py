@@ -69,13 +69,13 @@ class Place:
         return self.files(name) / "lock"
 
     def names(self) -> list[str]:
-        return sorted(path.stem for path in (self.folder / "run").glob("*.json"))
+        return sorted(path.stem for path in (self.folder / "run").glob("[!.]*.json"))
 
 
 def save(place: Place, state: State) -> None:
     """By rename: a reader sees the old state or the new one."""
     path = place.state(state.name)
-    fresh = path.with_suffix(".new")
+    fresh = path.with_name(f".{state.name}.new")  # no name begins with a dot
     fresh.write_text(json.dumps(asdict(state)))
     fresh.replace(path)
 
@@ -93,6 +93,15 @@ def load(place: Place, name: str) -> State:
         raise NotFound(f"nothing runs under the name {name!r}", hint="see: towpath ps") from None
     except (ValueError, TypeError, KeyError) as exc:
         raise TowpathError(f"{path} is broken: {exc}", hint="stop its processes, then remove it") from None
+
+
+def every(place: Place) -> list[State]:
+    """All runs, by name; one that ends while we look is left out."""
+    found = []
+    for name in place.names():
+        with suppress(NotFound):
+            found.append(load(place, name))
+    return found
 
 
 def alive(place: Place, name: str) -> bool:

@@ -312,11 +312,27 @@ def wait_for(child: int) -> int:
             os.kill(child, number)
 
 
+def children_of(pid: int) -> list[int]:
+    """From its own file (proc_tid_children(5)); where the kernel lacks it, by asking every process for its parent."""
+    try:
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except FileNotFoundError:
+        every = (int(entry) for entry in os.listdir("/proc") if entry.isdecimal())  # noqa: PTH208
+        return [other for other in every if parent_of(other) == pid]
+
+
+def parent_of(pid: int) -> int:
+    """0 where there is no such process (proc_pid_stat(5), field 4; the name before it may hold anything)."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+
+
 def end_children() -> None:
     """Kill what is left of the command, orphans of orphans too, until there is no child of ours."""
-    listing = Path(f"/proc/self/task/{os.getpid()}/children")
     while True:
-        for pid in map(int, listing.read_text().split()):
+        for pid in children_of(os.getpid()):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         try:
