@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import traceback
 from pathlib import Path
 
 from towpath.api.cni import server
@@ -88,7 +89,9 @@ def main() -> int:
     caller = server.executable(os.getppid())
     try:
         status, stdout = asyncio.run(serve(read_config(), body, plugin, caller))
-    except TowpathError as exc:
+    except Exception as exc:  # whatever it is, the runtime wants JSON
+        if not isinstance(exc, TowpathError):
+            traceback.print_exc()
         status, stdout = 1, server.failure(plugin, exc)
     sys.stdout.buffer.write(stdout)
     sys.stdout.buffer.flush()

@@ -70,7 +70,7 @@ async def serve_cni(
         return 1, _error(seen, TRY_AGAIN, f"not done within {deadline:g} s: everything was put back", "")
     except Exception as exc:
         log.exception("cni call failed", extra=seen)
-        return 1, _error(seen, INTERNAL, f"internal error: {type(exc).__name__}: {exc}", "this is a bug in towpath")
+        return 1, _internal(seen, exc)
     _note(seen, start, "")
     return 0, b"" if answer is None else _line(answer)
 
@@ -145,10 +145,16 @@ def _error(seen: dict[str, str], code: int, what: str, hint: str) -> bytes:
     return _line({"cniVersion": version, "code": code, "msg": what, "details": hint})
 
 
-def failure(plugin: str, exc: TowpathError) -> bytes:
+def failure(plugin: str, exc: Exception) -> bytes:
     """stdout for a call that could not even be begun."""
     seen = {"plugin": plugin}
-    return _error(seen, _code(exc, seen), exc.what, exc.hint)
+    if isinstance(exc, TowpathError):
+        return _error(seen, _code(exc, seen), exc.what, exc.hint)
+    return _internal(seen, exc)
+
+
+def _internal(seen: dict[str, str], exc: Exception) -> bytes:
+    return _error(seen, INTERNAL, f"internal error: {type(exc).__name__}: {exc}", "this is a bug in towpath")
 
 
 def _line(body: dict[str, Any]) -> bytes:
