@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from typing import TypeVar
 
 from towpath.errors import BadNetns, PhaseFailed
@@ -21,6 +22,7 @@ from towpath.kernel import read, sysctl, watch
 from towpath.kernel.batch import Batch
 from towpath.kernel.contract import Firewall, LinkSeen, NetnsSeen, ShapeSeen
 from towpath.kernel.crew import Crew, Grouped
+from towpath.kernel.herald import Herald
 from towpath.kernel.netlink import Netlink
 from towpath.kernel.reap import Reaper
 from towpath.model import Address
@@ -61,27 +63,35 @@ def stretches(plan: Plan) -> list[Stretch]:
         if phase.where == "firewall":
             found += [Rules(phase.ops, phase.firewall)] if phase.ops else []
             continue
-        for op in phase.ops:
-            extend(found, phase, op)
+        for names, ops in runs(phase):
+            last = found.pop() if found else None
+            match last:
+                case Reap() if names:
+                    found.append(Reap((*last.names, *names)))
+                case Work() if ops:
+                    found.append(Work(joined(last.phases, Phase(phase.where, ops, phase.netns, phase.tolerant))))
+                case _:
+                    found += [last] if last else []
+                    work = Work((Phase(phase.where, ops, phase.netns, phase.tolerant),))
+                    found.append(Reap(names) if names else work)
     return found
 
 
-def extend(found: list[Stretch], phase: Phase, op: Op) -> None:
-    """Add one operation of a host or netns phase to the last stretch, or begin a new one."""
-    last = found[-1] if found else None
-    if phase.where == "host" and isinstance(op, DropLink):
-        if isinstance(last, Reap):
-            found[-1] = Reap((*last.names, op.name))
+def runs(phase: Phase) -> Iterator[tuple[tuple[str, ...], tuple[Op, ...]]]:
+    """The phase in order: (names of the host's links that go, nothing) or (nothing, other operations)."""
+    for goes, ops in groupby(phase.ops, lambda op: phase.where == "host" and isinstance(op, DropLink)):
+        if goes:
+            yield tuple(op.name for op in ops if isinstance(op, DropLink)), ()
         else:
-            found.append(Reap((op.name,)))
-    elif isinstance(last, Work):
-        before = last.phases[-1]
-        if replace(before, ops=()) == replace(phase, ops=()):
-            found[-1] = Work((*last.phases[:-1], replace(before, ops=(*before.ops, op))))
-        else:
-            found[-1] = Work((*last.phases, replace(phase, ops=(op,))))
-    else:
-        found.append(Work((replace(phase, ops=(op,)),)))
+            yield (), tuple(ops)
+
+
+def joined(phases: tuple[Phase, ...], more: Phase) -> tuple[Phase, ...]:
+    """`more` behind the phases, or as part of the last one where both are for the same place."""
+    last = phases[-1]
+    if (last.where, last.netns, last.tolerant) != (more.where, more.netns, more.tolerant):
+        return (*phases, more)
+    return (*phases[:-1], Phase(last.where, last.ops + more.ops, last.netns, last.tolerant))
 
 
 class LinuxKernel:
@@ -95,12 +105,14 @@ class LinuxKernel:
         self._setting = firewall
         self._home = os.open(namespaces.OWN, os.O_RDONLY | os.O_CLOEXEC)
         self._crew = Crew()
+        self._herald = Herald()
         self._reaper = Grouped("towpath-reaper", Reaper().reap)
         self._writer = Grouped("towpath-rules", self._commit)
         self._firewalls = dict(firewalls or {})
         self._picked = ""
 
     async def apply(self, plan: Plan) -> None:
+        self._herald.start()
         for stretch in stretches(plan):
             match stretch:
                 case Work(phases):
@@ -148,7 +160,7 @@ class LinuxKernel:
 
     async def close(self) -> None:
         """Threads end when they have done what they hold; nothing in the kernel changes."""
-        for part in (self._crew, self._reaper, self._writer):
+        for part in (self._crew, self._reaper, self._writer, self._herald):
             part.close()
         if self._home >= 0:
             os.close(self._home)
@@ -164,7 +176,7 @@ class LinuxKernel:
     def _do(self, netlink: Netlink, phase: Phase) -> None:
         try:
             path = phase.netns if phase.where == "netns" else ""
-            self._at(path, netlink, lambda n: Batch(n, phase.where).run(phase.ops))
+            self._at(path, netlink, lambda n: Batch(n, phase.where, self._herald).run(phase.ops))
         except OSError as failure:  # of the socket itself: what the kernel refuses is PhaseFailed already
             raise PhaseFailed(phase.where, phase.ops, failure.errno or 0, str(failure)) from failure
 

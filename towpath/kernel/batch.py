@@ -8,13 +8,13 @@ name), what works on links that are there goes out together. Sysctls and shaping
 from __future__ import annotations
 
 import errno
-import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 from towpath.errors import PhaseFailed
 from towpath.kernel import inet, links, shape, sysctl
+from towpath.kernel.herald import Herald
 from towpath.kernel.netlink import Answer, Message, Netlink
 from towpath.kernel.netns import open_netns
 from towpath.plan import (
@@ -35,8 +35,6 @@ from towpath.plan import (
     Unshape,
 )
 
-log = logging.getLogger(__name__)
-
 GONE = frozenset({errno.ENODEV, errno.ENOENT, errno.EADDRNOTAVAIL, errno.ESRCH})
 THERE = frozenset({errno.EEXIST})
 NOTHING: frozenset[int] = frozenset()
@@ -45,8 +43,9 @@ NOTHING: frozenset[int] = frozenset()
 class Batch:
     """One run in the namespace where `netlink` was opened; the calling thread is in it too (for sysctls)."""
 
-    def __init__(self, netlink: Netlink, where: str) -> None:
+    def __init__(self, netlink: Netlink, where: str, herald: Herald) -> None:
         self._netlink = netlink
+        self._herald = herald
         self._where = where
         self._index: dict[str, int] = {}
         self._waiting: list[tuple[Op, Message, frozenset[int]]] = []
@@ -193,18 +192,8 @@ class Batch:
                 self._fail(op, refusal.errno or 0, refusal.strerror or "")
 
     def _announce(self, op: Announce) -> None:
-        """Let the kernel announce: a MAC that is set, be it the same, makes it send for every address of the link."""
         self._flush()
-        versions = {address.version for address in op.addresses}
-        try:
-            if 4 in versions:
-                sysctl.write(f"net/ipv4/conf/{op.link}/arp_notify", "1")
-            if 6 in versions:
-                sysctl.write(f"net/ipv6/conf/{op.link}/ndisc_notify", "1")
-            self._netlink.must(links.set_link(SetLink(op.link, mac=op.mac)))
-        except OSError as refusal:
-            # Neighbours learn the address later, by their own question: no reason to refuse an attach.
-            log.warning("%s: cannot announce its addresses: %s", op.link, refusal)
+        self._herald.announce(op)
 
     def _shape(self, op: Shape) -> None:
         port = self._need(op, op.port)

@@ -60,7 +60,7 @@ class Firewall(Protocol):
     name: str
 
     def commit(self, changes: tuple[object, ...]) -> None:
-        """AddRule / DropRule in one transaction; the skeleton is put in first where it is missing. Raises PhaseFailed."""
+        """AddRule / DropRule in one transaction; the skeleton first where it is missing. Raises PhaseFailed."""
         ...
 
     def seen(self) -> frozenset[object]:
@@ -70,7 +70,7 @@ class Firewall(Protocol):
     def fingerprints(self, rules: Iterable[Rule]) -> frozenset[object]: ...
 
     def heal(self, wanted: Iterable[Rule]) -> int:
-        """Bring the back end to exactly `wanted`; returns how many things it had to change (0 = nothing was written)."""
+        """Bring the back end to exactly `wanted`; returns how many things had to change (0 = nothing written)."""
         ...
 
     def remove(self) -> None:
@@ -82,7 +82,10 @@ class Firewall(Protocol):
 
 class Kernel(Protocol):
     async def apply(self, plan: Plan) -> None:
-        """Do the phases in order. Raises PhaseFailed at the first that fails: earlier ones stay done."""
+        """Do the phases in order. Raises PhaseFailed at the first that fails: earlier ones stay done.
+
+        BadNetns where a namespace that an intolerant phase or an AddVeth names is gone or none.
+        """
         ...
 
     async def look(self, netns: str = "") -> NetnsSeen:
