@@ -11,6 +11,7 @@ import pytest
 
 from tests.api.cni_calls import NETNS, OTHER, Desk, bridge, make_desk
 from towpath.api.cni import pieces
+from towpath.api.cni.section import Section
 from towpath.errors import BadConfig
 from towpath.model import Key, PortRules, Tuning
 from towpath.plan import Accept, AddRule, Fence, Publish, SetLink, Shape, Sysctl
@@ -197,7 +198,7 @@ async def test_a_wrong_value_is_refused_by_key_and_changes_nothing(
 
 
 async def test_bandwidth_of_a_foreign_wire(desk: Desk) -> None:
-    rates = {"ingressRate": 8000, "ingressBurst": 8000}
+    rates: dict[str, Any] = {"ingressRate": 8000, "ingressBurst": 8000}
     runtime = {"bandwidth": {"ingressRate": 1, "ingressBurst": 1}}
     conf = piece("towpath-bandwidth", **rates, runtimeConfig=runtime)
     await desk.add("towpath-bandwidth", conf)
@@ -251,7 +252,7 @@ async def test_tuning_of_what_is_gone_is_deleted_without_error(desk: Desk) -> No
     ],
 )
 def test_sysctl_names_are_read_as_sysctl_8_does(key: str, want: str) -> None:
-    assert pieces.sysctls("e.1", pieces.Section({key: "1"}, "sysctl")) == ((want, "1"),)
+    assert pieces.sysctls("e.1", Section({key: "1"}, "sysctl")) == ((want, "1"),)
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import secrets
+import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -115,19 +117,16 @@ async def test_where_the_lock_is_never_given_up_the_call_says_so(
         await cni_once.serve(Config(state_dir=str(tmp_path)), b"\0", "towpath-bridge", "")
 
 
-async def once(tmp_path: Path, config: str, env: dict[str, str], conf: object) -> tuple[int, bytes]:
-    """Run the module as the executable does."""
+async def once(tmp_path: Path, config: str, env: dict[str, str], conf: object, netns: str = "") -> tuple[int, bytes]:
+    """Run the module as the executable does, inside the network namespace `netns`."""
     place = tmp_path / "towpath.yaml"
     place.write_text(config)
     variables = {**env, "TOWPATH_CONFIG": str(place), "TOWPATH_PLUGIN": "towpath-bridge", "PATH": os.environ["PATH"]}
+    command = [sys.executable, "-I", "-m", "towpath.cni_once"]
+    if netns:
+        command = ["nsenter", f"--net=/run/netns/{netns}", *command]
     process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-I",
-        "-m",
-        "towpath.cni_once",
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        env=variables,
+        *command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, env=variables
     )
     stdout, _ = await process.communicate(json.dumps(conf).encode())
     return process.returncode or 0, stdout
@@ -139,11 +138,41 @@ async def test_a_broken_configuration_is_told_as_a_cni_error(tmp_path: Path) -> 
     assert (status, body["code"], "nonsense" in body["msg"]) == (1, 7, True)
 
 
+@pytest.fixture
+def namespaces() -> Iterator[tuple[str, str]]:
+    """(node, container): two empty network namespaces, gone when the test is."""
+    names = [f"tpt-{secrets.token_hex(4)}" for _ in range(2)]
+    for name in names:
+        subprocess.run(["ip", "netns", "add", name], check=True)
+    try:
+        yield names[0], names[1]
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "del", name], check=True)
+
+
+def links(netns: str) -> set[str]:
+    told = subprocess.run(["ip", "-n", netns, "-j", "link"], check=True, capture_output=True).stdout
+    return {link["ifname"] for link in json.loads(told)}
+
+
 @pytest.mark.netns
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
-async def test_a_call_without_an_agent_is_served_alone(tmp_path: Path) -> None:
+async def test_add_and_del_work_without_an_agent(tmp_path: Path, namespaces: tuple[str, str]) -> None:
+    node, container = namespaces
     config = f"state_dir: {tmp_path / 'state'}\nsocket: {tmp_path / 'none.sock'}\nfirewall: nftables\n"
-    status, stdout = await once(tmp_path, config, {**ENV, "CNI_COMMAND": "DEL", "CNI_NETNS": ""}, bridge())
+    env = {**ENV, "CNI_NETNS": f"/run/netns/{container}"}
+    before = links(node)
+    ports = {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]}
+    conf = bridge(ipMasq=True, runtimeConfig=ports)
+    status, stdout = await once(tmp_path, config, env, conf, node)
+    assert status == 0, stdout
+    result = json.loads(stdout)
+    assert result["ips"] == [{"interface": 2, "address": "10.9.0.2/24", "gateway": "10.9.0.1"}]
+    assert "eth0" in links(container)
+    status, stdout = await once(tmp_path, config, {**env, "CNI_COMMAND": "CHECK"}, {**conf, "prevResult": result}, node)
     assert (status, stdout) == (0, b"")
-    status, stdout = await once(tmp_path, config, {**ENV, "CNI_NETNS": "/nonexistent"}, bridge())
-    assert (status, json.loads(stdout)["code"]) == (1, 8)
+    status, stdout = await once(tmp_path, config, {**env, "CNI_COMMAND": "DEL", "CNI_NETNS": ""}, conf, node)
+    assert (status, stdout) == (0, b"")
+    assert links(node) == before | {"blue0"}
+    assert "eth0" not in links(container)

@@ -27,9 +27,11 @@ class Bridge:
     needs_netns = True
 
     async def add(self, call: Call) -> dict[str, Any]:
-        request = bridge_request(call)  # all of the input is read before anything is touched
+        wanted = wanted_bridge(call.conf)
+        request = bridge_request(call, wanted.network)  # all of the input is read before anything is touched
         async with _answered(call) as foreign:
-            wanted = wanted_bridge(call.conf, foreign.ips if foreign else ())
+            if foreign is not None:
+                wanted = wanted_bridge(call.conf, foreign.ips)
             with_addresses(call, request, call.expected(wanted), foreign)  # what cannot work makes no row
             network = await call.attacher.network(wanted.network, wanted.given)
             request = with_addresses(call, request, network, foreign)
@@ -87,12 +89,12 @@ async def _answered(call: Call) -> AsyncIterator[Result | None]:
         raise
 
 
-def bridge_request(call: Call) -> Request:
-    """What the call asks for, but for network and addresses: those depend on rows and delegates."""
+def bridge_request(call: Call, network: Network) -> Request:
+    """What the call asks for; the network's row and the delegate are not asked yet, so parts are open."""
     env, conf = call.env, call.conf
     return Request(
         call.key,
-        wanted_bridge(conf).network,
+        network,
         (),
         place=InNetns(env.netns),
         address=Take(confs.static_addresses(env, conf), extra_pools(conf)),
