@@ -20,7 +20,7 @@ SCHEMA = """
 CREATE TABLE item (
     key TEXT PRIMARY KEY, value BLOB NOT NULL, revision INTEGER NOT NULL, created INTEGER NOT NULL,
     lease INTEGER NOT NULL
-) WITHOUT ROWID;
+);
 CREATE INDEX item_lease ON item (lease) WHERE lease != 0;
 CREATE TABLE event (
     id INTEGER PRIMARY KEY, key TEXT NOT NULL, value BLOB NOT NULL, created INTEGER NOT NULL, lease INTEGER NOT NULL,
@@ -33,13 +33,13 @@ INSERT INTO progress VALUES (0, 0, 0);
 
 # The lock is kept from the first access to the last, so no shared-memory file is needed (which a full disk could not
 # grow) and no transaction pays for locking. Others come through the agent.
-# When the log holds 160 pages (640 kB) it is moved into the database: what that may add to the file is less than the
+# When the log holds 200 pages (800 kB) it is moved into the database: what that may add to the file is less than the
 # ballast (ballast.py), so on a full disk it can still be done, after which the log is written from its beginning again.
 SETTINGS = """
 PRAGMA locking_mode = EXCLUSIVE;
 PRAGMA journal_mode = WAL;
 PRAGMA synchronous = NORMAL;
-PRAGMA wal_autocheckpoint = 160;
+PRAGMA wal_autocheckpoint = 200;
 PRAGMA temp_store = MEMORY;
 """
 

@@ -16,16 +16,22 @@ class Fresh:
 
     def __init__(self) -> None:
         self.changes: dict[str, Item | None] = {}
-        self.noted = 0  # events
+        self.events = 0  # noted since the table was brought up
+        self.bytes = 0  # in their values
 
     def note(self, events: Iterable[Event]) -> None:
         for event in events:
             self.changes[event.item.key] = None if event.deleted else event.item
-            self.noted += 1
+            self.events += 1
+            self.bytes += len(event.item.value)
 
     def clear(self) -> None:
         self.changes.clear()
-        self.noted = 0
+        self.postpone()
+
+    def postpone(self) -> None:
+        """Count from nothing again, keeping all changes."""
+        self.events = self.bytes = 0
 
     def within(self, prefix: str, first: str) -> dict[str, Item | None]:
         """Changes of the keys with `prefix` from `first` on."""

@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import cache
 from itertools import starmap
 from pathlib import Path
 
 from towpath.store.ballast import Ballast
 from towpath.store.clock import Clock
-from towpath.store.contract import Event, Item, StoreFull
+from towpath.store.contract import Event, Item, StoreError, StoreFull
 from towpath.store.database import FILE, Translated, full, open_database
 from towpath.store.fresh import Fresh, lay_over
 from towpath.store.local import HISTORY, LocalStore
@@ -34,7 +34,10 @@ PLACE_BITS = 20
 ITEM = "SELECT key, value, revision, created, lease FROM item"
 SCAN = f"{ITEM} WHERE key >= ? AND key < ? ORDER BY key LIMIT ?"
 LEASED = f"{ITEM} WHERE lease = ? AND lease != 0"  # the second half lets the partial index serve
-PUT = "INSERT OR REPLACE INTO item VALUES (?, ?, ?, ?, ?)"
+PUT = (
+    "INSERT INTO item VALUES (?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE"
+    " SET value = excluded.value, revision = excluded.revision, created = excluded.created, lease = excluded.lease"
+)
 DELETE = "DELETE FROM item WHERE key = ?"
 LOG = "INSERT INTO event VALUES (?, ?, ?, ?, ?, ?)"
 READ_LOG = (
@@ -45,7 +48,12 @@ FORGET = "DELETE FROM event WHERE id < min(?, (SELECT settled + 1 FROM progress)
 SETTLED = "UPDATE progress SET settled = ?"
 
 AT_ONCE = 32  # keys per SELECT
-SETTLE_AT = 512  # events that are held in memory before the table of items is brought up to them
+
+# The table of items is brought up to the journal after so many events, or so many bytes of values; after the bytes the
+# log is moved into the database too. So what is still to be written at any time is less than the ballast.
+SETTLE_AT = 256
+SETTLE_AT_BYTES = 128 << 10
+PORTION = 16  # revisions
 
 log = logging.getLogger(__name__)
 
@@ -123,21 +131,18 @@ class SqliteRows:
     def write(self, write: Write) -> None:
         if not write.releasing:
             self._refuse_without_ballast()
-        try:
             self._keep(write)
-        except StoreFull:
-            if not write.releasing:
-                raise
-            self._keep_somehow(write)
+        else:
+            self._with_ballast(lambda: self._keep(write))
         self._revision = write.revision
         self._fresh.note(write.events)
         self._count += _growth(write.events)
-        if self._fresh.noted >= SETTLE_AT:
-            self._settle_some_time()
+        if self._fresh.events >= SETTLE_AT or self._fresh.bytes >= SETTLE_AT_BYTES:
+            self._settle_now()
 
     def compact(self, forgotten: int, revision: int) -> None:
         with self._transaction():
-            self._settle()
+            self._bring_up_items(self._fresh.changes, revision)
             self._forget(forgotten)
             self._database.execute("UPDATE progress SET revision = ?, forgotten = ?", (revision, forgotten))
         self._fresh.clear()
@@ -187,6 +192,8 @@ class SqliteRows:
                 self._synchronous("NORMAL")
 
     def _change(self, write: Write) -> None:
+        if len(write.events) >> PLACE_BITS:
+            raise ValueError(f"{len(write.events)} keys cannot be changed in one transaction")
         place = write.revision << PLACE_BITS
         rows = []
         for event in write.events:
@@ -204,22 +211,58 @@ class SqliteRows:
         self._database.execute(FORGET, ((forgotten + 1) << PLACE_BITS, PLACE_BITS))
 
     def _settle(self) -> None:
-        """Bring the table of items up to the journal; in a transaction."""
-        changes = sorted(self._fresh.changes.items())  # neighbours share pages
-        put = [(key, i.value, i.revision, i.created, i.lease) for key, i in changes if i]
-        self._database.executemany(PUT, put)
-        self._database.executemany(DELETE, [(key,) for key, item in changes if item is None])
-        self._database.execute(SETTLED, (self._revision,))
+        with self._transaction():
+            self._bring_up_items(self._fresh.changes, self._revision)
 
-    def _settle_some_time(self) -> None:
-        try:
+    def _settle_by_portions(self) -> None:
+        """The same, some revisions at a time, so that the log is moved into the database in between."""
+        (settled,) = self._database.execute("SELECT settled FROM progress").fetchone()
+        for first in range(settled + 1, self._revision + 1, PORTION):
+            last = min(first + PORTION - 1, self._revision)
+            portion = Fresh()
+            portion.note(self.events(first, last, ""))
             with self._transaction():
-                self._settle()
-        except StoreFull as exc:
-            # Nothing is lost, the journal has it all; the next write tries again.
-            log.warning("table of items not brought up to the journal", extra={"reason": str(exc)})
+                self._bring_up_items(portion.changes, last)
+            self._move_log()
+
+    def _bring_up_items(self, changes: Mapping[str, Item | None], revision: int) -> None:
+        """Make the table of items show the store at `revision`; in a transaction."""
+        in_order = sorted(changes.items())  # neighbours share pages
+        put = [(key, i.value, i.revision, i.created, i.lease) for key, i in in_order if i]
+        self._database.executemany(PUT, put)
+        self._database.executemany(DELETE, [(key,) for key, item in in_order if item is None])
+        self._database.execute(SETTLED, (revision,))
+
+    def _settle_now(self) -> None:
+        try:
+            if self._settled_at_once():
+                if self._fresh.bytes >= SETTLE_AT_BYTES:
+                    self._move_log()
+            else:
+                # With the ballast, and so that it is gone: taking more and more into a journal that cannot be settled
+                # would use up what the deletes will need.
+                self._with_ballast(self._settle_by_portions)
+        except StoreError as exc:
+            # Nothing is lost, the journal has it all; what was written just now is kept and must not look refused.
+            log.warning("items not brought up to the journal", extra={"reason": str(exc)})
+            self._fresh.postpone()
         else:
             self._fresh.clear()
+
+    def _settled_at_once(self) -> bool:
+        if self._ballast and not self._ballast.held:
+            return False  # in one piece it could need all the room there is
+        try:
+            self._settle()
+        except StoreFull:
+            return False
+        return True
+
+    def _move_log(self) -> None:
+        """Move the log into the database; after that it is written from its beginning again and need not grow."""
+        # What a full disk stops is tried again by SQLite after each commit.
+        with suppress(StoreFull), self._translated:
+            self._database.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -251,18 +294,16 @@ class SqliteRows:
                 raise full(self._path)
         log.info("ballast is back", extra={"directory": str(self._directory)})
 
-    def _keep_somehow(self, write: Write) -> None:
-        """Keep what frees things on a disk that is full."""
+    def _with_ballast(self, work: Callable[[], None]) -> None:
+        """Do `work`, on a full disk with the room of the ballast."""
+        try:
+            return work()
+        except StoreFull:
+            log.debug("disk is full", extra={"directory": str(self._directory)})
         if self._ballast and self._ballast.drop():
             log.warning("disk is full: ballast given up for deletes", extra={"directory": str(self._directory)})
-            try:
-                return self._keep(write)
-            except StoreFull:
-                log.warning("disk is full again", extra={"directory": str(self._directory)})
-        # With all of it moved into the database the log is written from its beginning again and need not grow.
-        with self._translated:
-            self._database.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
-        return self._keep(write)
+        self._move_log()
+        return work()
 
 
 @cache
