@@ -32,7 +32,8 @@ async def heal(attacher: Attacher) -> int:
 
 
 def _wanted(attacher: Attacher, firewall: str) -> list[Rule]:
-    return list(rules.wanted(attacher.records.values(), firewall))
+    # In the writer's thread: the copy is one step of the interpreter, so that no ADD changes the dict under the loop.
+    return list(rules.wanted(list(attacher.records.values()), firewall))
 
 
 async def look_at_node(attacher: Attacher) -> None:
