@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +26,7 @@ from towpath.kernel.herald import Herald
 from towpath.kernel.netlink import Netlink
 from towpath.kernel.reap import Reaper
 from towpath.model import Address
-from towpath.plan import DropLink, Op, Phase, Plan
+from towpath.plan import DropLink, Op, Phase, Plan, Rule
 
 T = TypeVar("T")
 
@@ -51,6 +51,15 @@ class Rules:
 
     changes: tuple[Op, ...]
     firewall: str = ""
+
+
+@dataclass(slots=True)
+class Heal:
+    """Bring one back end to exactly what is wanted when the writer's turn has come; `changed` is then the count."""
+
+    firewall: str
+    wanted: Callable[[], Iterable[Rule]]
+    changed: int = 0
 
 
 Stretch = Work | Reap | Rules
@@ -155,6 +164,11 @@ class LinuxKernel:
 
         return firewall.pick(setting)
 
+    async def heal(self, firewall: str, wanted: Callable[[], Iterable[Rule]]) -> int:
+        turn = Heal(firewall, wanted)
+        await self._writer.submit(turn)
+        return turn.changed
+
     def changes(self) -> AsyncIterator[str]:
         return watch.changes()
 
@@ -200,14 +214,26 @@ class LinuxKernel:
             if outcome is not None:
                 raise outcome
 
-    def _commit(self, requests: list[Rules]) -> list[BaseException | None]:
+    def _commit(self, requests: list[Rules | Heal]) -> list[BaseException | None]:
+        """Commits first, as one transaction per back end; then whoever wants to heal, one after the other."""
         outcomes: dict[int, BaseException | None] = {}
         by_name: dict[str, list[int]] = {}
-        for place, request in enumerate(requests):
+        rules = {place: request for place, request in enumerate(requests) if isinstance(request, Rules)}
+        for place, request in rules.items():
             by_name.setdefault(request.firewall or self._default(), []).append(place)
         for name, places in by_name.items():
-            outcomes.update(zip(places, self._commit_to(name, [requests[p].changes for p in places]), strict=True))
+            outcomes.update(zip(places, self._commit_to(name, [rules[p].changes for p in places]), strict=True))
+        for place, turn in enumerate(requests):
+            if isinstance(turn, Heal):
+                outcomes[place] = self._heal(turn)
         return [outcomes[place] for place in range(len(requests))]
+
+    def _heal(self, turn: Heal) -> BaseException | None:
+        try:
+            turn.changed = self.firewall(turn.firewall).heal(turn.wanted())
+        except Exception as failure:
+            return failure
+        return None
 
     def _commit_to(self, name: str, requests: list[tuple[Op, ...]]) -> list[BaseException | None]:
         """One transaction for all; where it fails each request gets its own, so that none fails for another's."""
