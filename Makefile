@@ -11,7 +11,7 @@ PIP := .venv/bin/pip --disable-pip-version-check --quiet
 # thing that must be there : Debian package that brings it
 DEMO_DEBS := $(SYSTEM_PYTHON):python3 /usr/lib/python3.11/ensurepip:python3-venv ip:iproute2 nft:nftables
 TEST_DEBS := iptables:iptables /usr/lib/cni/bridge:containernetworking-plugins podman:podman containerd:containerd \
-  runc:runc /bin/busybox:busybox-static cc:gcc /usr/include/stdio.h:libc6-dev ping:iputils-ping curl:curl \
+  runc:runc /bin/busybox:busybox-static cc:gcc /usr/include/stdio.h:libc6-dev curl:curl \
   strace:strace conntrack:conntrack
 
 help:

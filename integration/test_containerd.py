@@ -38,7 +38,7 @@ def test_a_container_has_our_address_and_route(containerd: Containerd, network: 
 def test_a_container_reaches_the_outside_under_the_hosts_address(containerd: Containerd, network: Net) -> None:
     server = Server(network.host.outside, "outside", tcp=(9000,))
     try:
-        assert containerd.run("second", "nc", OUTSIDE, "9000") == f"outside {UPLINK}"
+        assert containerd.run("second", "nc", "-w", "5", OUTSIDE, "9000") == f"outside {UPLINK}"
     finally:
         server.close()
 

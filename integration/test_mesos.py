@@ -26,8 +26,8 @@ def mapper(net: Net, delegate: str = "towpath-bridge", **keys: object) -> Json:
     """DC/OS's ucr-default-bridge.conf, on this test's bridge."""
     inner = {"type": delegate, "bridge": net.bridge, "isDefaultGateway": True, "ipMasq": True, "hairpinMode": True}
     ipam: Json = {**net.ipam(), "routes": [{"dst": "0.0.0.0/0"}]}
-    if delegate == "bridge":
-        ipam |= {"type": "host-local", "dataDir": str(net.host.folder / "host-local")}
+    if delegate == "bridge":  # it adds the default route itself, and fails over one that is there
+        ipam |= {"type": "host-local", "dataDir": str(net.host.folder / "host-local"), "routes": []}
     chain = {"excludeDevices": [net.bridge], "chain": "TP-TEST", "delegate": {**inner, "ipam": ipam}}
     return {"name": net.name, "type": "mesos-cni-port-mapper", **chain, **keys}
 
@@ -99,7 +99,7 @@ def test_the_old_result_tells_routes_and_dns(net: Net) -> None:
 WRONG: list[tuple[Json, int]] = [
     ({"chain": ""}, 101),
     ({"delegate": {}}, 101),
-    ({"delegate": {"type": "no-such-plugin"}}, 102),
+    ({"delegate": {"type": "no-such-plugin"}}, 101),
 ]
 
 

@@ -267,7 +267,7 @@ def test_addresses_of_dead_namespaces_come_back_at_the_next_start(make_host: Any
     dead.container.remove()
     host.agent.start()
     assert used(host) == 1
-    assert net.runtime().check(alive.container.id, alive.container.path).code != 3
+    assert alive.runtime.check(alive.container.id, alive.container.path).ok
     net.close()
 
 
@@ -289,10 +289,11 @@ def test_a_reboot_frees_everything(make_host: Any) -> None:
 
 
 @pytest.mark.row("H13", reference=False)
-def test_fifty_thousand_addresses_cost_no_more_than_none(net: Net) -> None:
+def test_twenty_thousand_addresses_cost_no_more_than_none(make_host: Any) -> None:
     """No clock decides here but a ratio: a search through the reservations would be a hundred times slower."""
+    net = Net(make_host(), 200)
     first = ipaddress.IPv4Address(f"10.{net.number}.0.2")
-    folder = reservations(net, {str(first + n): f"tpt-old{n}\r\neth0" for n in range(50_000)})
+    folder = reservations(net, {str(first + n): f"tpt-old{n}\r\neth0" for n in range(20_000)})
     full = {"type": plugin("host-local"), "ranges": [[{"subnet": f"10.{net.number}.0.0/16"}]], "dataDir": str(folder)}
 
     def median(name: str, ipam: Json) -> float:
@@ -307,8 +308,7 @@ def test_fifty_thousand_addresses_cost_no_more_than_none(net: Net) -> None:
 
     crowded = median(net.name, full)
     last = ipam_call(net, "ADD", full, "tpt-h13", "/x")
-    assert last.json["ips"][0]["address"].startswith(f"10.{net.number}.195.")
+    assert last.json["ips"][0]["address"].startswith(f"10.{net.number}.78.")
     assert ipam_call(net, "DEL", full, "tpt-h13", "").ok
     empty = median(f"{net.name}e", {**full, "ranges": [[{"subnet": "10.251.0.0/16"}]], "dataDir": "/nowhere"})
-    net.host.agent.forget(f"{net.name}e")
     assert crowded < 3 * empty

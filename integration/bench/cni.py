@@ -17,7 +17,7 @@ from typing import Any
 
 from integration.bench.subjects import Call, Files, Ours, Reference, Subject, many, one
 from integration.bench.table import Row, compare, text, write
-from integration.lab import REFERENCE, Container, Host
+from integration.lab import REFERENCE, Container, Host, links
 from integration.namespaces import CommandFailed
 
 OUTPUT = Path("build/bench/cni.json")
@@ -189,6 +189,16 @@ def busy(pid: int) -> float:
     return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
 
 
+def settle(host: Host, quiet: float = 3.0, wait: float = 60.0) -> None:
+    """Wait until links stop going: the kernel takes dead namespaces down in its own time, and each is an event."""
+    end, seen, since = time.monotonic() + wait, -1, time.monotonic()
+    while time.monotonic() < min(end, since + quiet):
+        count = len(links(host.netns))
+        if count != seen:
+            seen, since = count, time.monotonic()
+        time.sleep(0.25)
+
+
 def idle(bench: Bench, kept: list[Container]) -> None:
     size = 1000
     say(f"memory and idle CPU with {size} attachments")
@@ -198,8 +208,8 @@ def idle(bench: Bench, kept: list[Container]) -> None:
     took = bench.host.agent.restart()
     bench.rows.append(Row(f"restart with {size} attachments until it serves", "s", took, None, 1.0))
     pid = bench.host.agent.pid
+    settle(bench.host)
     bench.rows.append(Row(f"agent's memory, {size} attachments, after the restart", "MB", resident(pid), None, 100))
-    time.sleep(2)
     span = 3 if bench.quick else 10
     before = busy(pid)
     time.sleep(span)
