@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from errno import EEXIST, ENODEV
 
 from towpath import claims, mode, schema
-from towpath.errors import Conflict, NotFound, PhaseFailed
+from towpath.errors import Conflict, NotFound, PhaseFailed, TowpathError
 from towpath.kernel.contract import Kernel
 from towpath.keylock import KeyLocks
 from towpath.mode import Node
@@ -110,7 +110,7 @@ class Attacher:
                 with self.timings.measure("mark"):
                     return await self._save(replace(whole, phase="attached"))
             except (Exception, asyncio.CancelledError):
-                await asyncio.shield(self._release(whole, fresh.parts))
+                await asyncio.shield(self._undo(whole, fresh.parts))
                 raise
 
     async def detach(self, key: Key, parts: tuple[str, ...] = ()) -> None:
@@ -246,6 +246,7 @@ class Attacher:
         link = await self.kernel.link(request.key.ifname, path)
         if link is not None:
             found += [("mac", link.mac), ("mtu", str(link.mtu)), ("promisc", str(int(link.promiscuous)))]
+            found += [("allmulti", str(int(link.allmulti))), ("txQLen", str(link.tx_queue))]
         return tuple(found)
 
     async def _apply(self, fresh: Attachment, network: Network) -> None:
@@ -275,6 +276,13 @@ class Attacher:
 
     async def _nothing_made(self, fresh: Attachment) -> bool:
         return await self.kernel.link(fresh.veth) is None
+
+    async def _undo(self, whole: Attachment, parts: tuple[str, ...]) -> None:
+        """The caller hears why the ADD failed; what its undo could not do is found again by the row."""
+        try:
+            await self._release(whole, parts)
+        except TowpathError as failed:
+            log.error("undo failed", extra={"attachment": str(whole.key), "error": str(failed)})
 
     async def _save(self, record: Attachment) -> Attachment:
         row = claims.attachment_row(record.key)
@@ -348,10 +356,27 @@ class Attacher:
         problems += await self._missing_rules(held)
         if "bandwidth" in held.parts and not await self.kernel.shapes(record.veth):
             problems.append(f"bandwidth of {record.veth} is not limited")
-        for path, value in held.tuning.sysctl if "tuning" in held.parts else ():
-            if (now := await self.kernel.sysctl(path, record.netns)) != value:
-                problems.append(f"sysctl {path} is {now!r}, not {value!r}")
+        if "tuning" in held.parts:
+            problems += await self._untuned(held)
         return tuple(problems)
+
+    async def _untuned(self, record: Attachment) -> list[str]:
+        tuned, ifname = record.tuning, record.key.ifname
+        values = [(path, value, await self.kernel.sysctl(path, record.netns)) for path, value in tuned.sysctl]
+        problems = [f"sysctl {path} is {now!r}, not {value!r}" for path, value, now in values if now != value]
+        link = await self.kernel.link(ifname, record.netns)
+        if link is None:
+            return [*problems, f"interface {ifname} is missing in {record.netns}"]
+        for what, wanted, now in (
+            ("MAC", tuned.mac or link.mac, link.mac),
+            ("MTU", tuned.mtu or link.mtu, link.mtu),
+            ("promisc", link.promiscuous if tuned.promiscuous is None else tuned.promiscuous, link.promiscuous),
+            ("allmulti", link.allmulti if tuned.allmulti is None else tuned.allmulti, link.allmulti),
+            ("txQLen", tuned.tx_queue or link.tx_queue, link.tx_queue),
+        ):
+            if wanted != now:
+                problems.append(f"{what} of {ifname} is {now}, not {wanted}")
+        return problems
 
     async def _missing_rules(self, record: Attachment) -> list[str]:
         wanted = list(rules.rules(record))

@@ -156,7 +156,7 @@ class LinuxKernel:
         if name not in self._firewalls:
             from towpath.kernel import firewall
 
-            self._firewalls[name] = firewall.make(name, netns_is_current=True)
+            self._firewalls[name] = firewall.make(name)
         return self._firewalls[name]
 
     def pick_firewall(self, setting: str) -> str:
