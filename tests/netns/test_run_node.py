@@ -51,7 +51,8 @@ def _output(*command: str) -> str:
 
 
 @pytest.fixture
-def node(tmp_path: Path) -> Iterator[Node]:
+def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Node]:
+    monkeypatch.delenv("TOWPATH_SOCKET", raising=False)  # it would go before the configuration's
     netns = f"tpt-{secrets.token_hex(4)}"
     subprocess.run(["ip", "netns", "add", netns], check=True)
     node = Node(netns, tmp_path)
