@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from towpath.errors import BadNetns, PhaseFailed, Unavailable
-from towpath.kernel.contract import LinkSeen, NetnsSeen, ShapeSeen
+from towpath.kernel.contract import LinkSeen, NetnsSeen, ShapeSeen, Wanted
 from towpath.model import Address, Interface, Route
 from towpath.plan import (
     AddAddress,
@@ -295,8 +295,9 @@ class FakeKernel:
     def pick_firewall(self, setting: str) -> str:
         return "nftables" if setting == "auto" else setting
 
-    async def heal(self, firewall: str, wanted: Callable[[], Iterable[Rule]]) -> int:
-        return self.firewall(firewall).heal(wanted())
+    async def heal(self, firewall: str, wanted: Callable[[], Wanted], full: bool) -> int:
+        wall, asked = self.firewall(firewall), wanted()
+        return wall.heal([*asked.settled, *(rule for rule in asked.moving if rule in wall.rules)])
 
     async def changes(self) -> AsyncIterator[str]:
         queue: asyncio.Queue[str] = asyncio.Queue()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from dataclasses import replace
 
 from tests.fakes import FakeKernel
 from tests.requests import NETNS, attacher, network, request
@@ -51,8 +52,8 @@ async def test_after_a_restart_the_devices_in_use_are_watched_over_again() -> No
 async def test_a_burst_of_changes_becomes_one_run() -> None:
     dirty, runs = asyncio.Event(), []
 
-    async def run() -> int:
-        runs.append(1)
+    async def run(full: bool) -> int:
+        runs.append(full)
         return 0
 
     task = asyncio.create_task(reconcile.reconcile(dirty, run))
@@ -64,4 +65,18 @@ async def test_a_burst_of_changes_becomes_one_run() -> None:
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task
-    assert 2 <= len(runs) <= 3
+    assert runs[:2] == [True, False]
+    assert len(runs) <= 3
+
+
+async def test_what_is_under_way_is_neither_hurried_nor_undone() -> None:
+    kernel = FakeKernel(netns=(NETNS,))
+    made = await attacher(kernel)
+    record = await made.add(request(network=await made.network(network())))
+    made.records[record.key] = replace(record, phase="claimed")
+    before = set(kernel.rules)
+    assert await reconcile.heal(made) == 0
+    assert kernel.rules == before
+    kernel.rules.clear()
+    assert await reconcile.heal(made) == 0
+    assert kernel.rules == set()

@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from towpath import notify, reconcile
@@ -111,7 +112,7 @@ async def run(config: Config) -> None:
 
 async def _bring_to_date(agent: Agent, dirty: asyncio.Event) -> None:
     await reconcile.adopt_devices(agent.attacher)
-    await reconcile.reconcile(dirty, lambda: reconcile.heal(agent.attacher))
+    await reconcile.reconcile(dirty, partial(reconcile.heal, agent.attacher))
 
 
 @asynccontextmanager

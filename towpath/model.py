@@ -297,7 +297,7 @@ class Attachment:
 
 @dataclass(frozen=True, slots=True)
 class Take:
-    """Lease addresses from the network's pools; `static` are asked for by value, `extra` pools come before the row's."""
+    """Lease from the network's pools; `static` are asked for by value, `extra` pools come before the row's."""
 
     static: tuple[Address, ...] = ()
     extra: tuple[Pool, ...] = ()

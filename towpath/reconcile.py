@@ -10,8 +10,8 @@ from functools import partial
 
 from towpath.attach import Attacher
 from towpath.errors import TowpathError
+from towpath.kernel.contract import Wanted
 from towpath.parts import rules
-from towpath.plan import Rule
 
 log = logging.getLogger(__name__)
 
@@ -19,21 +19,26 @@ SETTLE = 0.2  # seconds: a burst of changes becomes one run
 INTERVAL = 30.0  # seconds between runs where nothing was heard
 
 
-async def heal(attacher: Attacher) -> int:
-    """One run: firewall rules, then shared devices. Returns how many things had to be changed (0 = nothing written)."""
+async def heal(attacher: Attacher, full: bool = True) -> int:
+    """One run: firewall rules, then shared devices. Returns how many things had to be changed (0 = nothing written).
+
+    full=False: the rules are read only where somebody else wrote to the firewall.
+    """
     name = attacher.setting.firewall
     backends = {name, *(record.firewall for record in attacher.records.values() if record.firewall)}
     changed = 0
     for backend in sorted(backends):
-        # Asked when the writer's turn has come: a rule whose ADD is under way is wanted already, one that leaves not.
-        changed += await attacher.kernel.heal(backend, partial(_wanted, attacher, backend))
+        changed += await attacher.kernel.heal(backend, partial(_wanted, attacher, backend), full)
     await look_at_node(attacher)
     return changed + await attacher.networks.verify()
 
 
-def _wanted(attacher: Attacher, firewall: str) -> list[Rule]:
-    # In the writer's thread: the copy is one step of the interpreter, so that no ADD changes the dict under the loop.
-    return list(rules.wanted(list(attacher.records.values()), firewall))
+def _wanted(attacher: Attacher, firewall: str) -> Wanted:
+    """Called in the writer's thread: the copy is one step of the interpreter, so no ADD changes the dict under it."""
+    records = [record for record in list(attacher.records.values()) if record.firewall == firewall]
+    settled = [rule for record in records if record.phase == "attached" for rule in rules.rules(record)]
+    moving = [rule for record in records if record.phase != "attached" for rule in rules.rules(record)]
+    return Wanted(tuple(settled), tuple(moving))
 
 
 async def look_at_node(attacher: Attacher) -> None:
@@ -57,17 +62,20 @@ async def follow(changes: AsyncIterator[str], dirty: asyncio.Event) -> None:
         dirty.set()
 
 
-async def reconcile(dirty: asyncio.Event, run: Callable[[], Awaitable[int]]) -> None:
-    """At start, once per burst of changes, and every INTERVAL seconds; one failed run is logged and tried again."""
+async def reconcile(dirty: asyncio.Event, run: Callable[[bool], Awaitable[int]]) -> None:
+    """In full at start and every INTERVAL seconds, once per burst of changes; a run that fails is tried again."""
+    full = True
     while True:
         dirty.clear()  # first: a change that arrives meanwhile is not lost
         try:
-            if changed := await run():
+            if changed := await run(full):
                 log.warning("kernel brought back to the tables", extra={"changed": changed})
         except TowpathError as failed:
             log.error("reconcile failed", extra={"error": str(failed)})
         try:
             await asyncio.wait_for(dirty.wait(), INTERVAL)
         except TimeoutError:
+            full = True
             continue
+        full = False
         await asyncio.sleep(SETTLE)

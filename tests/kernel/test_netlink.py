@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from towpath.errors import BadConfig, BadNetns
 from towpath.kernel import links, netlink, netns, sysctl
-from towpath.kernel.apply import Reap, Rules, Stretch, Work, stretches
+from towpath.kernel.apply import Reap, Stretch, Work, stretches
 from towpath.kernel.batch import host_addresses_only, names
 from towpath.kernel.shape import bucket, read_shapes
+from towpath.kernel.writer import Rules
 from towpath.model import PortMap, Route, Trunk
 from towpath.plan import (
     AddAddress,

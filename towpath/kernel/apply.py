@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -20,13 +20,14 @@ from towpath.errors import BadNetns, PhaseFailed
 from towpath.kernel import netns as namespaces
 from towpath.kernel import read, sysctl, watch
 from towpath.kernel.batch import Batch
-from towpath.kernel.contract import Firewall, LinkSeen, NetnsSeen, ShapeSeen
+from towpath.kernel.contract import Firewall, LinkSeen, NetnsSeen, ShapeSeen, Wanted
 from towpath.kernel.crew import Crew, Grouped
 from towpath.kernel.herald import Herald
 from towpath.kernel.netlink import Netlink
 from towpath.kernel.reap import Reaper
+from towpath.kernel.writer import Rules, Writer
 from towpath.model import Address
-from towpath.plan import DropLink, Op, Phase, Plan, Rule
+from towpath.plan import DropLink, Op, Phase, Plan
 
 T = TypeVar("T")
 
@@ -43,23 +44,6 @@ class Reap:
     """Links of the host that go, together."""
 
     names: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """Rules of one phase; they are one transaction, perhaps with those of other plans."""
-
-    changes: tuple[Op, ...]
-    firewall: str = ""
-
-
-@dataclass(slots=True)
-class Heal:
-    """Bring one back end to exactly what is wanted when the writer's turn has come; `changed` is then the count."""
-
-    firewall: str
-    wanted: Callable[[], Iterable[Rule]]
-    changed: int = 0
 
 
 Stretch = Work | Reap | Rules
@@ -116,7 +100,7 @@ class LinuxKernel:
         self._crew = Crew()
         self._herald = Herald()
         self._reaper = Grouped("towpath-reaper", Reaper().reap)
-        self._writer = Grouped("towpath-rules", self._commit)
+        self._writer = Writer(self.firewall, self._default)
         self._firewalls = dict(firewalls or {})
         self._picked = ""
 
@@ -129,7 +113,7 @@ class LinuxKernel:
                 case Reap(names):
                     await self._reap(names)
                 case Rules():
-                    await self._writer.submit(stretch)
+                    await self._writer.commit(stretch)
 
     async def look(self, netns: str = "") -> NetnsSeen:
         return await self._crew.run(lambda netlink: self._at(netns, netlink, read.look))
@@ -164,10 +148,8 @@ class LinuxKernel:
 
         return firewall.pick(setting)
 
-    async def heal(self, firewall: str, wanted: Callable[[], Iterable[Rule]]) -> int:
-        turn = Heal(firewall, wanted)
-        await self._writer.submit(turn)
-        return turn.changed
+    async def heal(self, firewall: str, wanted: Callable[[], Wanted], full: bool) -> int:
+        return await self._writer.heal(firewall, wanted, full)
 
     def changes(self) -> AsyncIterator[str]:
         return watch.changes()
@@ -213,38 +195,6 @@ class LinuxKernel:
         for outcome in outcomes:
             if outcome is not None:
                 raise outcome
-
-    def _commit(self, requests: list[Rules | Heal]) -> list[BaseException | None]:
-        """Commits first, as one transaction per back end; then whoever wants to heal, one after the other."""
-        outcomes: dict[int, BaseException | None] = {}
-        by_name: dict[str, list[int]] = {}
-        rules = {place: request for place, request in enumerate(requests) if isinstance(request, Rules)}
-        for place, request in rules.items():
-            by_name.setdefault(request.firewall or self._default(), []).append(place)
-        for name, places in by_name.items():
-            outcomes.update(zip(places, self._commit_to(name, [rules[p].changes for p in places]), strict=True))
-        for place, turn in enumerate(requests):
-            if isinstance(turn, Heal):
-                outcomes[place] = self._heal(turn)
-        return [outcomes[place] for place in range(len(requests))]
-
-    def _heal(self, turn: Heal) -> BaseException | None:
-        try:
-            turn.changed = self.firewall(turn.firewall).heal(turn.wanted())
-        except Exception as failure:
-            return failure
-        return None
-
-    def _commit_to(self, name: str, requests: list[tuple[Op, ...]]) -> list[BaseException | None]:
-        """One transaction for all; where it fails each request gets its own, so that none fails for another's."""
-        together = tuple(change for changes in requests for change in changes)
-        try:
-            self.firewall(name).commit(together)
-        except Exception as failure:
-            if len(requests) == 1:
-                return [failure]
-            return [self._commit_to(name, [changes])[0] for changes in requests]
-        return [None] * len(requests)
 
     def _default(self) -> str:
         if not self._picked:

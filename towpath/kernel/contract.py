@@ -54,6 +54,14 @@ class ShapeSeen:
     burst: int
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a back end should hold: `settled` must be there, `moving` (an ADD or DEL is under way) may be."""
+
+    settled: tuple[Rule, ...]
+    moving: tuple[Rule, ...] = ()
+
+
 class Firewall(Protocol):
     """One back end: "nftables" or "iptables"."""
 
@@ -118,8 +126,11 @@ class Kernel(Protocol):
         """"auto" → "iptables" where a foreign iptables manager owns the filter table, else "nftables"."""
         ...
 
-    async def heal(self, firewall: str, wanted: Callable[[], Iterable[Rule]]) -> int:
-        """Firewall.heal, in turn with the commits of apply (one writer); `wanted` is asked when the turn has come."""
+    async def heal(self, firewall: str, wanted: Callable[[], Wanted], full: bool) -> int:
+        """Firewall.heal, in turn with the commits of apply (one writer); `wanted` is asked when the turn has come.
+
+        full=False: nothing is read where nobody but us wrote to nf_tables since the last time. Returns what changed.
+        """
         ...
 
     def changes(self) -> AsyncIterator[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from towpath.model import Attachment
 from towpath.parts import ports
@@ -37,9 +37,3 @@ def plan_drop_rules(record: Attachment) -> Plan:
     ops = tuple(DropRule(rule) for rule in rules(record))
     return (Phase("firewall", ops, firewall=record.firewall),) if ops else ()
 
-
-def wanted(records: Iterable[Attachment], firewall: str) -> Iterator[Rule]:
-    """What one back end should hold: the rules of every record that is not on its way out."""
-    for record in records:
-        if record.firewall == firewall and record.phase != "detaching":
-            yield from rules(record)

@@ -1,0 +1,132 @@
+"""The one writer of the firewall: it commits what queued up as one transaction, and heals in turn with commits.
+
+The kernel counts the transactions of nf_tables in each network namespace (its generation). As long as the count is what
+our own transactions made it, nobody else wrote, and there is nothing to heal: a burst of ADDs reads nothing back.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from towpath.kernel.contract import Firewall, Wanted
+from towpath.kernel.crew import Grouped
+from towpath.kernel.netlink import NETLINK_NETFILTER, Message, Netlink, attributes
+from towpath.plan import Op
+
+GETGEN = 10 << 8 | 16  # linux/netfilter/nf_tables.h NFT_MSG_GETGEN in NFNL_SUBSYS_NFTABLES
+GEN_ID = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """Rules of one phase; they are one transaction, perhaps with those of other plans."""
+
+    changes: tuple[Op, ...]
+    firewall: str = ""
+
+
+@dataclass(slots=True)
+class Heal:
+    """Bring one back end to what is wanted when the writer's turn has come; `changed` is then the count."""
+
+    firewall: str
+    wanted: Callable[[], Wanted]
+    full: bool
+    changed: int = 0
+
+
+class Generation:
+    """Whether nf_tables of this thread's namespace holds only what we wrote since a back end was brought to date."""
+
+    def __init__(self) -> None:
+        self._netlink: Netlink | None = None  # kept: closing one waits for a grace period
+        self._known: dict[str, int] = {}  # by back end
+
+    def now(self) -> int:
+        """The count; -1 where the kernel has no nf_tables."""
+        self._netlink = self._netlink or Netlink(NETLINK_NETFILTER)
+        answer = self._netlink.ask(Message(GETGEN, 0, struct.pack(">BBH", 0, 0, 0)))
+        if answer.errno or not answer.data:
+            return -1
+        return int.from_bytes(attributes(answer.data[0], 4)[GEN_ID], "big")
+
+    def settle(self, name: str) -> None:
+        self._known[name] = self.now()
+
+    def untouched(self, name: str) -> bool:
+        return self._known.get(name, -1) == self.now() >= 0
+
+    def wrote(self, before: int) -> None:
+        """A transaction of ours came after `before` was read: who knew that count knows the new one too."""
+        after = self.now()
+        self._known = {name: after if known == before else known for name, known in self._known.items()}
+
+
+class Writer:
+    """firewall: gives the back end of a name. default: names the one for phases that name none."""
+
+    def __init__(self, firewall: Callable[[str], Firewall], default: Callable[[], str]) -> None:
+        self._firewall = firewall
+        self._default = default
+        self._generation = Generation()
+        self._line: Grouped[Rules | Heal] = Grouped("towpath-rules", self._work)
+
+    async def commit(self, rules: Rules) -> None:
+        await self._line.submit(rules)
+
+    async def heal(self, firewall: str, wanted: Callable[[], Wanted], full: bool) -> int:
+        turn = Heal(firewall, wanted, full)
+        await self._line.submit(turn)
+        return turn.changed
+
+    def close(self) -> None:
+        self._line.close()
+
+    # --- in the thread ------------------------------------------------------------------------------------------------
+
+    def _work(self, requests: list[Rules | Heal]) -> list[BaseException | None]:
+        """Commits first, as one transaction per back end; then whoever wants to heal, one after the other."""
+        outcomes: dict[int, BaseException | None] = {}
+        by_name: dict[str, list[int]] = {}
+        rules = {place: request for place, request in enumerate(requests) if isinstance(request, Rules)}
+        for place, request in rules.items():
+            by_name.setdefault(request.firewall or self._default(), []).append(place)
+        for name, places in by_name.items():
+            before = self._generation.now()
+            outcomes.update(zip(places, self._commit(name, [rules[p].changes for p in places]), strict=True))
+            self._generation.wrote(before)
+        for place, turn in enumerate(requests):
+            if isinstance(turn, Heal):
+                outcomes[place] = self._heal(turn)
+        return [outcomes[place] for place in range(len(requests))]
+
+    def _commit(self, name: str, requests: list[tuple[Op, ...]]) -> list[BaseException | None]:
+        """One transaction for all; where it fails each request gets its own, so that none fails for another's."""
+        together = tuple(change for changes in requests for change in changes)
+        try:
+            self._firewall(name).commit(together)
+        except Exception as failure:
+            if len(requests) == 1:
+                return [failure]
+            return [self._commit(name, [changes])[0] for changes in requests]
+        return [None] * len(requests)
+
+    def _heal(self, turn: Heal) -> BaseException | None:
+        try:
+            if turn.full or not self._generation.untouched(turn.firewall):
+                before = self._generation.now()
+                turn.changed = self._bring(self._firewall(turn.firewall), turn.wanted())
+                self._generation.wrote(before)
+                self._generation.settle(turn.firewall)
+        except Exception as failure:
+            return failure
+        return None
+
+    def _bring(self, firewall: Firewall, wanted: Wanted) -> int:
+        rules = list(wanted.settled)
+        if wanted.moving:
+            seen = firewall.seen()
+            rules += [rule for rule in wanted.moving if firewall.fingerprints([rule]) <= seen]
+        return firewall.heal(rules)
