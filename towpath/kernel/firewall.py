@@ -71,8 +71,11 @@ def pick(setting: str) -> str:
     return decide(setting, inspect())
 
 
-def make(name: str) -> Firewall:
-    """The back end of that name. Raises Unavailable where the host lacks it, BadConfig for a name there is not."""
+def make(name: str, *, netns_is_current: bool = False) -> Firewall:
+    """The back end of that name. Raises Unavailable where the host lacks it, BadConfig for a name there is not.
+
+    netns_is_current: all callers are in one network namespace, so which it is need not be looked at again.
+    """
     from towpath.kernel.iptables import Iptables
     from towpath.kernel.nft import Nftables
 
@@ -81,7 +84,8 @@ def make(name: str) -> Firewall:
     for program in PROGRAMS[name]:
         if _output(program, "--version") is None:
             raise missing(name)
-    return Nftables() if name == "nftables" else Iptables()
+    backend = Nftables if name == "nftables" else Iptables
+    return backend(netns_is_current=netns_is_current)
 
 
 def _output(*command: str) -> str | None:

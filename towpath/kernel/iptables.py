@@ -206,9 +206,9 @@ class Iptables:
 
     name = "iptables"
 
-    def __init__(self) -> None:
+    def __init__(self, *, netns_is_current: bool = False) -> None:
         self._lock = threading.Lock()
-        self._frames = Nftables(tables=(FRAMES,))
+        self._frames = Nftables(tables=(FRAMES,), netns_is_current=netns_is_current)
 
     def commit(self, changes: tuple[object, ...]) -> None:
         add, drop = read_changes(changes)

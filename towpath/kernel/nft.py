@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from towpath.errors import BadConfig, PhaseFailed, Unavailable
 from towpath.kernel.nftbatch import Refusal, Structure, Tables
 from towpath.kernel.nftrules import CHAINS, OPEN_CHAINS, Conditional, Piece, edition, pieces, sets_of, shared, skeleton
-from towpath.kernel.nftset import BRIDGE, CLAIMS, IFNAME_ROOM, INET, SETS, Element, phrase
+from towpath.kernel.nftset import BRIDGE, CLAIMS, IFNAME_ROOM, INET, SETS, Element
 from towpath.plan import AddRule, DropRule, Rule
 
 log = logging.getLogger(__name__)
@@ -133,8 +133,11 @@ class Nftables:
 
     name = "nftables"
 
-    def __init__(self, *, plain: bool = False, tables: tuple[str, ...] = (INET, BRIDGE)) -> None:
+    def __init__(
+        self, *, plain: bool = False, tables: tuple[str, ...] = (INET, BRIDGE), netns_is_current: bool = False
+    ) -> None:
         self._plain = plain
+        self._settled = netns_is_current
         self._names = tables
         self._lock = threading.Lock()
         self._tables: Tables | None = None
@@ -199,6 +202,8 @@ class Nftables:
 
     def _kernel(self) -> Tables:
         """The socket of the calling thread's namespace: kept, for closing one waits for a grace period."""
+        if self._settled and self._tables is not None:
+            return self._tables
         # Its inode cannot come again while the socket, which holds the namespace, is open.
         netns = os.stat("/proc/thread-self/ns/net").st_ino  # noqa: PTH116
         if self._tables is None or netns != self._netns:
@@ -339,9 +344,7 @@ def _refuse_taken(kernel: Tables, add: dict[Element, object]) -> None:
     """Raise PhaseFailed for the first addition whose key is taken with another value; return where there is none."""
     for (item, operation), seen in zip(add.items(), kernel.read(add), strict=True):
         if seen is not None and seen != item:
-            raise PhaseFailed(
-                "firewall", operation, errno.EEXIST, f"taken: {SETS[seen.set].table} holds {phrase(seen)}"
-            )
+            raise PhaseFailed("firewall", operation, errno.EEXIST, f"taken: {seen}")
 
 
 def _difference(kernel: Tables, table: str, seen: Structure, rules: Iterable[Rule]) -> Edit:

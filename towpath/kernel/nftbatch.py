@@ -49,6 +49,7 @@ SET_TABLE, SET_NAME, SET_FLAGS = 1, 2, 3
 SET_ANONYMOUS, SET_MAP = 0x1, 0x8
 RULE_TABLE, RULE_CHAIN, RULE_HANDLE, RULE_USERDATA = 1, 2, 3, 7
 SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
+AT_ONCE = 16  # requests that are answered one by one: each answer takes a page or two of the socket's receive buffer
 BUFFER = 200_000  # bytes that a socket takes without being asked to grow (net.core.wmem_default is 212,992)
 
 
@@ -171,7 +172,10 @@ class Tables(Netlink):
         """The element that each key has now, None = none (or no such set)."""
         if not (wanted := list(items)):
             return []
-        answers = self.send([Message(GETSETELEM, 0, _element_body(item, value=False)) for item in wanted])
+        messages = [Message(GETSETELEM, 0, _element_body(item, value=False)) for item in wanted]
+        answers = []
+        for start in range(0, len(messages), AT_ONCE):
+            answers += self.send(messages[start : start + AT_ONCE])
         found: list[Element | None] = []
         for item, answer in zip(wanted, answers, strict=True):
             if answer.errno not in (0, errno.ENOENT):
