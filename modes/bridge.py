@@ -122,6 +122,7 @@ class Bridge:
             mtu=network.mtu,
             hairpin=network.hairpin,
             isolated=network.port_isolation or record.isolation == "isolated",
+            host_mac=record.key.host_mac(),
         )
         host: list[LinkOp] = [veth]
         if network.vlan or network.trunk:

@@ -383,7 +383,16 @@ class FakeKernel:
         near, far = self._index(), self._index()
         mtu = op.mtu or 1500
         place.links[op.name] = LinkSeen(
-            op.name, near, "veth", f"fe:00:00:00:00:{near % 256:02x}", mtu, True, op.master, far, False, "towpath"
+            op.name,
+            near,
+            "veth",
+            op.host_mac or f"fe:00:00:00:00:{near % 256:02x}",
+            mtu,
+            True,
+            op.master,
+            far,
+            False,
+            "towpath",
         )
         inside.links[op.peer] = LinkSeen(op.peer, far, "veth", op.mac, mtu, up=False, peer_index=near)
         place.peers[op.name] = (inside.id, op.peer)

@@ -1,4 +1,4 @@
-"""The kernel follows the tables: what somebody else took away comes back, and nothing is written where nothing differs."""
+"""The kernel follows the tables: what somebody else took away comes back; where nothing differs nothing is written."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -79,6 +80,8 @@ def _firewall(config: Config, kernel: Kernel, attacher: Attacher) -> str:
 
 async def run(config: Config) -> None:
     """Serve until SIGTERM or SIGINT. Ready is told to systemd only when the socket accepts."""
+    # How long a thread of the kernel room that could go on waits for the interpreter at most (the default is 5 ms).
+    sys.setswitchinterval(0.0005)
     async with build(config) as agent:
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()

@@ -110,6 +110,7 @@ class Attacher:
                 with self.timings.measure("mark"):
                     return await self._save(replace(whole, phase="attached"))
             except (Exception, asyncio.CancelledError):
+                self.timings.counts["failed add"] += 1
                 await asyncio.shield(self._undo(whole, fresh.parts))
                 raise
 
@@ -429,6 +430,17 @@ class Attacher:
             log.warning("reclaimed", extra={"attachment": str(record.key), "phase": record.phase})
             await self.detach(record.key)
             gone += 1
+        return gone
+
+    async def sweep(self) -> int:
+        """Detach what died without a DEL: neither its namespace nor its wire is there any more. Returns how many."""
+        dead = [r for r in list(self.records.values()) if r.phase == "attached" and "wire" in r.parts]
+        gone = 0
+        for record in dead:
+            if not await self._lives_or_unknown(record) and self.records.get(record.key) is record:
+                log.warning("died without a DEL", extra={"attachment": str(record.key)})
+                await self.detach(record.key)
+                gone += 1
         return gone
 
     async def _lives_or_unknown(self, record: Attachment) -> bool:

@@ -68,8 +68,15 @@ class Key:
 
     def mac(self) -> str:
         """A locally administered unicast address derived from the key (IEEE 802c: x2 in the first octet)."""
+        return self._mac("02")
+
+    def host_mac(self) -> str:
+        """The same for the host end, so that the result of an ADD is known without asking the kernel."""
+        return self._mac("06")
+
+    def _mac(self, first: str) -> str:
         d = self.digest()
-        return ":".join(["02", *(d[i : i + 2] for i in range(12, 22, 2))])
+        return ":".join([first, *(d[i : i + 2] for i in range(12, 22, 2))])
 
 
 @dataclass(frozen=True, slots=True)

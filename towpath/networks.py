@@ -9,7 +9,7 @@ from typing import Any
 from towpath import hostlocal, mode, schema
 from towpath.errors import BadConfig, Conflict, NotFound, Unavailable
 from towpath.ipam import Allocator
-from towpath.kernel.contract import Kernel
+from towpath.kernel.contract import Kernel, LinkSeen
 from towpath.model import Address, Attachment, Key, Lease, Network
 from towpath.store.contract import Absent, Put, Store
 
@@ -47,6 +47,7 @@ class Networks:
         self.kernel = kernel
         self.rows: dict[str, Network] = {}
         self.up: set[str] = set()
+        self.devices: dict[str, LinkSeen] = {}  # the shared device of each network that is up, as last seen
         self.allocators: dict[str, Allocator] = {}
 
     async def load(self) -> None:
@@ -152,6 +153,9 @@ class Networks:
         if network.force_address:
             await self.kernel.apply(kind.replace_addresses(network, seen))
         await self.kernel.apply(kind.plan_network(network))
+        device = await self.kernel.link(kind.home(network)) if kind.home(network) else None
+        if device is not None:
+            self.devices[network.name] = device
         self.up.add(network.name)
 
     async def reason_not_ready(self, network: Network) -> None:
@@ -167,7 +171,11 @@ class Networks:
         seen = await self.kernel.look() if self.up else None
         for name in sorted(self.up):
             network = self.rows.get(name)
-            if network is None or seen is None or mode.get(network.mode).network_is_up(network, seen):
+            if network is None or seen is None:
+                continue
+            if device := seen.link(mode.get(network.mode).home(network)):
+                self.devices[name] = device
+            if mode.get(network.mode).network_is_up(network, seen):
                 continue
             log.warning("network device mended", extra={"network": name, "device": network.device})
             self.up.discard(name)

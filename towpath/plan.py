@@ -47,6 +47,7 @@ class AddVeth:
     mtu: int = 0
     hairpin: bool = False
     isolated: bool = False
+    host_mac: str = ""  # of the host end; "" = the kernel's choice
 
 
 @dataclass(frozen=True, slots=True)

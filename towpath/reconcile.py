@@ -30,6 +30,8 @@ async def heal(attacher: Attacher, full: bool = True) -> int:
     for backend in sorted(backends):
         changed += await attacher.kernel.heal(backend, partial(_wanted, attacher, backend), full)
     await look_at_node(attacher)
+    if full:
+        await attacher.sweep()
     return changed + await attacher.networks.verify()
 
 

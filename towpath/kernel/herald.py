@@ -135,4 +135,4 @@ def send(announcement: Announcement) -> None:
         for frame in announcement.frames:
             announcement.socket.sendto(frame, (announcement.link, 0))
     except OSError as refusal:  # mostly: the container is gone already
-        log.info("%s: cannot announce its addresses: %s", announcement.link, refusal)
+        log.debug("%s: cannot announce its addresses: %s", announcement.link, refusal)

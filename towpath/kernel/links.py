@@ -95,6 +95,7 @@ def new_veth(op: AddVeth, netns_fd: int, master: int = 0) -> Message:
     peer = header() + text(IFLA_IFNAME, op.peer) + mtu + u32(IFLA_NET_NS_FD, netns_fd)
     peer += attribute(IFLA_ADDRESS, mac_bytes(op.mac)) if op.mac else b""
     body = header(0, IFF_UP, IFF_UP) + text(IFLA_IFNAME, op.name) + mtu
+    body += attribute(IFLA_ADDRESS, mac_bytes(op.host_mac)) if op.host_mac else b""
     body += u32(IFLA_MASTER, master) if master else b""
     info = nest(INFO_DATA, attribute(VETH_INFO_PEER, peer))
     body += nest(IFLA_LINKINFO, text(INFO_KIND, "veth"), info)

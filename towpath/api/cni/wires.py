@@ -163,12 +163,12 @@ def _parts(request: Request) -> tuple[str, ...]:
 
 async def bridge_result(call: Call, record: Attachment, network: Network) -> Result:
     """Interfaces in the reference's order [bridge, host end, container's end]; every address is on the third."""
-    bridge, veth = await call.kernel.link(record.home), await call.kernel.link(record.veth)
-    mtu = veth.mtu if veth else 0
+    bridge = call.attacher.networks.devices.get(network.name) or await call.kernel.link(record.home)
+    mtu = network.mtu or 1500  # a veth's default: drivers/net/veth.c, ether_setup
     return Result(
         (
             Link(record.home, bridge.mac if bridge else "", mtu=bridge.mtu if bridge else 0),
-            Link(record.veth, veth.mac if veth else "", mtu=mtu),
+            Link(record.veth, record.key.host_mac(), mtu=mtu),
             Link(record.key.ifname, record.mac, record.netns, mtu=mtu),
         ),
         tuple(Ip(lease.address, lease.gateway, 2) for lease in record.leases),
