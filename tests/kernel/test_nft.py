@@ -8,7 +8,7 @@ import pytest
 
 from towpath.errors import BadConfig, Unavailable
 from towpath.kernel import firewall
-from towpath.kernel.nft import Nftables, read_changes, sound, writable
+from towpath.kernel.nft import Nftables, expressed, own, read_changes, sound
 from towpath.kernel.nftbatch import Structure
 from towpath.kernel.nftrules import CHAINS, OPEN_CHAINS, Conditional, edition, pieces, sets_of, shared, skeleton
 from towpath.kernel.nftset import BRIDGE, INET, SETS, element, phrase
@@ -121,7 +121,7 @@ def test_conditions_that_are_no_match_are_refused(words: tuple[str, ...]) -> Non
     rule = Publish(port(), A4, "br0", "o", PortRules(conditions_v4=words))
     with pytest.raises(BadConfig, match="conditionsV4"):
         tuple(pieces(rule))
-    assert list(writable([rule], lambda r: tuple(pieces(r)))) == [], "such a rule was never installed"
+    assert list(expressed([rule], own)) == [], "such a rule was never installed"
 
 
 @pytest.mark.parametrize("name", ["eth*", 'a"b', "b;c"])

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from towpath.errors import PhaseFailed, Unavailable
 from towpath.kernel import iptablesrules
 from towpath.kernel.iptablesrules import BUILT_IN, CHAINS, DNAT, Group, Line
-from towpath.kernel.nft import Nftables, read_changes, writable
+from towpath.kernel.nft import Nftables, expressed, read_changes
 from towpath.kernel.nftrules import FramePin
 from towpath.kernel.nftset import FRAMES
 from towpath.plan import AddRule, DropRule, PinMac, Publish, Rule
@@ -216,7 +216,7 @@ class Iptables:
             self._frames.commit(pins)
         with self._lock:
             for version in PREFIX:
-                here, gone = of_family(add, version), of_family(writable(drop, iptablesrules.lines), version)
+                here, gone = of_family(add, version), of_family(dict(expressed(drop, iptablesrules.lines)), version)
                 if here or gone:
                     saved = self._save(version, {line.table for r in (*here, *gone) for line in iptablesrules.lines(r)})
                     _refuse_taken(saved, here, {rule: add[rule] for rule in here}, gone)
@@ -245,7 +245,7 @@ class Iptables:
         return frozenset(found)
 
     def heal(self, wanted: Iterable[Rule]) -> int:
-        rules = tuple(dict.fromkeys(writable(wanted, iptablesrules.lines)))
+        rules = tuple(dict(expressed(wanted, iptablesrules.lines)))
         done = self._frames.heal(frame_pins(rules))
         with self._lock:
             for version in PREFIX:

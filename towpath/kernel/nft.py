@@ -12,7 +12,9 @@ import os
 import subprocess
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from towpath.errors import BadConfig, PhaseFailed, Unavailable
 from towpath.kernel.nftbatch import Refusal, Structure, Tables
@@ -20,10 +22,13 @@ from towpath.kernel.nftrules import CHAINS, OPEN_CHAINS, Conditional, Piece, edi
 from towpath.kernel.nftset import BRIDGE, CLAIMS, IFNAME_ROOM, INET, SETS, Element
 from towpath.plan import AddRule, DropRule, Rule
 
+T = TypeVar("T")
+
 log = logging.getLogger(__name__)
 
 ATTEMPTS = 4  # each time the world changed between reading and writing: somebody flushes rules in a loop
 PATIENCE = 30.0  # seconds for one run of nft
+NOT_UNDERSTOOD = (errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT)
 ERRNOS = {
     os.strerror(number): number for number in (errno.ENOENT, errno.EEXIST, errno.EBUSY, errno.EPERM, errno.EINVAL)
 }
@@ -107,15 +112,15 @@ def read_changes(changes: Iterable[object]) -> tuple[dict[Rule, object], dict[Ru
     return add, drop
 
 
-def writable(rules: Iterable[Rule], read: Callable[[Rule], object]) -> Iterator[Rule]:
-    """The rules that `read` can express. One that it cannot was never installed."""
+def expressed(rules: Iterable[Rule], read: Callable[[Rule], T]) -> Iterator[tuple[Rule, T]]:
+    """Each rule with what `read` makes of it. One that cannot be written was never installed: it is left out."""
     for rule in rules:
         try:
-            read(rule)
+            made = read(rule)
         except BadConfig as refusal:
-            log.warning("left out", extra={"rule": str(rule), "why": refusal.what})
+            log.warning("a rule is left out", extra={"rule": str(rule), "why": refusal.what})
         else:
-            yield rule
+            yield rule, made
 
 
 def ours(seen: Structure) -> dict[str, tuple[str, int]]:
@@ -123,9 +128,12 @@ def ours(seen: Structure) -> dict[str, tuple[str, int]]:
     return {comment: place for comment, place in seen.comments.items() if place[0].startswith("conditional")}
 
 
-def everything(rule: Rule) -> Iterator[Piece]:
-    yield from pieces(rule)
-    yield from shared(rule)
+def own(rule: Rule) -> tuple[Piece, ...]:
+    return tuple(pieces(rule))
+
+
+def everything(rule: Rule) -> tuple[Piece, ...]:
+    return (*pieces(rule), *shared(rule))
 
 
 class Nftables:
@@ -147,18 +155,17 @@ class Nftables:
 
     def commit(self, changes: tuple[object, ...]) -> None:
         add, drop = read_changes(changes)
-        drop = {rule: drop[rule] for rule in writable(drop, lambda rule: tuple(everything(rule)))}
-        with self._lock:
-            kernel = self._kernel()
+        wanted = {rule: (everything(rule), operation) for rule, operation in add.items()}
+        gone = dict(expressed(drop, own))
+        with self._turn() as kernel:
             for _ in range(ATTEMPTS):
-                edit = self._edit(kernel, add, drop)
+                edit = _edit(kernel, wanted, gone)
                 if not len(edit) or self._write(kernel, edit):
                     return
         raise PhaseFailed("firewall", changes, errno.EAGAIN, "somebody else keeps changing our tables")
 
     def seen(self) -> frozenset[object]:
-        with self._lock:
-            kernel = self._kernel()
+        with self._turn() as kernel:
             found: set[object] = set()
             for table in self._names:
                 structure = kernel.structure(table)
@@ -175,14 +182,12 @@ class Nftables:
         )
 
     def heal(self, wanted: Iterable[Rule]) -> int:
-        rules = tuple(writable(wanted, lambda rule: tuple(everything(rule))))
-        with self._lock:
-            kernel = self._kernel()
-            return sum(self._heal_table(kernel, table, rules) for table in self._names)
+        by_table = _by_table(made for _, made in expressed(wanted, everything))
+        with self._turn() as kernel:
+            return sum(self._heal_table(kernel, table, by_table.get(table, {})) for table in self._names)
 
     def remove(self) -> None:
-        with self._lock:
-            kernel = self._kernel()
+        with self._turn() as kernel:
             present = [table for table in self._names if not kernel.structure(table).absent]
             if present:
                 self._run("".join(f"delete table {table}\n" for table in present))
@@ -199,6 +204,16 @@ class Nftables:
             self._close()
 
     # --- the socket --------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _turn(self) -> Iterator[Tables]:
+        """The socket, for one caller at a time. What goes wrong with it is a PhaseFailed, and the next gets another."""
+        with self._lock:
+            try:
+                yield self._kernel()
+            except OSError as failure:
+                self._close()
+                raise PhaseFailed("firewall", "our tables", failure.errno or 0, str(failure)) from failure
 
     def _kernel(self) -> Tables:
         """The socket of the calling thread's namespace: kept, for closing one waits for a grace period."""
@@ -218,31 +233,16 @@ class Nftables:
 
     # --- commit ------------------------------------------------------------------------------------------------------
 
-    def _edit(self, kernel: Tables, add: dict[Rule, object], drop: dict[Rule, object]) -> Edit:
-        edit = Edit()
-        conditional: dict[Conditional, object] = {}
-        for rule, operation in add.items():
-            for piece in everything(rule):
-                if isinstance(piece, Conditional):
-                    conditional[piece] = operation
-                else:
-                    edit.add[piece] = operation
-        gone = {rule: tuple(pieces(rule)) for rule in drop}
-        old = {piece for found in gone.values() for piece in found if isinstance(piece, Conditional)}
-        comments = kernel.structure(INET).comments if conditional or old else {}
-        edit.add_rules = {piece: operation for piece, operation in conditional.items() if piece.comment not in comments}
-        edit.drop_rules = [comments[piece.comment] for piece in old - conditional.keys() if piece.comment in comments]
-        if gone:
-            edit.drop = _droppable(kernel, gone, edit.add, comments)
-        return edit
-
     def _write(self, kernel: Tables, edit: Edit) -> bool:
         """False: nothing was written, for the tables are not what they were: read again and retry."""
         if self._plain or edit.drop_rules or edit.add_rules:
             return self._write_text(kernel, edit)
         refusals = kernel.transact(edit.drop, tuple(edit.add))
-        for refusal in refusals:
-            self._judge(kernel, edit, refusal)
+        if refusals and refusals[0].errno in NOT_UNDERSTOOD:
+            log.warning("the kernel does not take our batch, nft writes it", extra={"why": refusals[0].text})
+            return self._write_text(kernel, edit)
+        if refusals:
+            self._judge(kernel, edit, refusals[0])
         return not refusals
 
     def _judge(self, kernel: Tables, edit: Edit, refusal: Refusal) -> None:
@@ -289,17 +289,38 @@ class Nftables:
 
     # --- heal --------------------------------------------------------------------------------------------------------
 
-    def _heal_table(self, kernel: Tables, table: str, rules: tuple[Rule, ...]) -> int:
+    def _heal_table(self, kernel: Tables, table: str, wanted: dict[object, Piece]) -> int:
         for _ in range(ATTEMPTS):
             seen = kernel.structure(table)
             whole = sound(table, seen)
-            edit = _difference(kernel, table, seen if whole else Structure(), rules)
+            edit = _difference(kernel, table, seen if whole else Structure(), wanted.values())
             if not whole and (edit.add or edit.add_rules or not seen.absent):
                 self._run(rebuild(table, seen, edit))
                 return 1 + len(edit)
             if not len(edit) or self._write(kernel, edit):
                 return len(edit)
         raise PhaseFailed("firewall", table, errno.EAGAIN, "somebody else keeps changing it")
+
+
+def _edit(
+    kernel: Tables, wanted: dict[Rule, tuple[tuple[Piece, ...], object]], gone: dict[Rule, tuple[Piece, ...]]
+) -> Edit:
+    """What is to be written, by what the kernel holds now. wanted: a rule's pieces and the operation behind it."""
+    edit = Edit()
+    conditional: dict[Conditional, object] = {}
+    for made, operation in wanted.values():
+        for piece in made:
+            if isinstance(piece, Conditional):
+                conditional[piece] = operation
+            else:
+                edit.add[piece] = operation
+    old = {piece for found in gone.values() for piece in found if isinstance(piece, Conditional)}
+    comments = ours(kernel.structure(INET)) if conditional or old else {}
+    edit.add_rules = {piece: operation for piece, operation in conditional.items() if piece.comment not in comments}
+    edit.drop_rules = [comments[piece.comment] for piece in old - conditional.keys() if piece.comment in comments]
+    if gone:
+        edit.drop = _droppable(kernel, gone, edit.add, comments)
+    return edit
 
 
 def _droppable(
@@ -347,26 +368,27 @@ def _refuse_taken(kernel: Tables, add: dict[Element, object]) -> None:
             raise PhaseFailed("firewall", operation, errno.EEXIST, f"taken: {seen}")
 
 
-def _difference(kernel: Tables, table: str, seen: Structure, rules: Iterable[Rule]) -> Edit:
-    """Wanted minus seen and seen minus wanted, for one table. Of two rules with one key the first counts."""
-    wanted: dict[tuple[str, bytes], Element] = {}
-    wanted_rules: dict[str, Conditional] = {}
+def _by_table(rules: Iterable[tuple[Piece, ...]]) -> dict[str, dict[object, Piece]]:
+    """All pieces by table and by key. Of two with one key the first counts."""
+    found: dict[str, dict[object, Piece]] = {}
     for rule in rules:
-        for piece in everything(rule):
+        for piece in rule:
             if isinstance(piece, Conditional):
-                wanted_rules.setdefault(piece.comment, piece)
-            elif SETS[piece.set].table == table:
-                wanted.setdefault((piece.set, piece.key), piece)
-    if table != INET:
-        wanted_rules = {}
+                found.setdefault(INET, {}).setdefault(piece.comment, piece)
+            else:
+                found.setdefault(SETS[piece.set].table, {}).setdefault((piece.set, piece.key), piece)
+    return found
+
+
+def _difference(kernel: Tables, table: str, seen: Structure, wanted: Iterable[Piece]) -> Edit:
+    """Wanted minus seen and seen minus wanted, for one table."""
+    target = {piece for piece in wanted if isinstance(piece, Element)}
+    rules = {piece.comment: piece for piece in wanted if isinstance(piece, Conditional)}
     there = set() if seen.absent else {item for name in sets_of(table) for item in kernel.elements(name)}
-    target = set(wanted.values())
-    foreign = [
-        place for comment, place in seen.comments.items() if place[0] in OPEN_CHAINS and comment not in wanted_rules
-    ]
+    comments = ours(seen)
     return Edit(
         drop=list(there - target),
         add=dict.fromkeys(target - there, "heal"),
-        drop_rules=[place for place in foreign if not place[0].startswith("user_")],
-        add_rules={piece: "heal" for comment, piece in wanted_rules.items() if comment not in seen.comments},
+        drop_rules=[place for comment, place in comments.items() if comment not in rules],
+        add_rules={piece: "heal" for comment, piece in rules.items() if comment not in comments},
     )
