@@ -50,22 +50,22 @@ async def test_after_a_restart_the_devices_in_use_are_watched_over_again() -> No
 
 
 async def test_a_burst_of_changes_becomes_one_run() -> None:
-    dirty, runs = asyncio.Event(), []
+    dirty, runs = reconcile.Dirty(), []
 
-    async def run(full: bool) -> int:
-        runs.append(full)
+    async def run(words: frozenset[str]) -> int:
+        runs.append(words)
         return 0
 
     task = asyncio.create_task(reconcile.reconcile(dirty, run))
     await asyncio.sleep(0.01)
     for _ in range(50):
-        dirty.set()
+        dirty.mark("links")
         await asyncio.sleep(0.001)
     await asyncio.sleep(reconcile.SETTLE + 0.1)
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task
-    assert runs[:2] == [True, False]
+    assert runs[:2] == [reconcile.ALL, {"links"}]
     assert len(runs) <= 3
 
 
@@ -80,3 +80,13 @@ async def test_what_is_under_way_is_neither_hurried_nor_undone() -> None:
     kernel.rules.clear()
     assert await reconcile.heal(made) == 0
     assert kernel.rules == set()
+
+
+async def test_a_change_of_links_brings_back_a_bridge_that_went() -> None:
+    kernel = FakeKernel(netns=(NETNS,))
+    made = await attacher(kernel)
+    await made.add(request(network=await made.network(network())))
+    assert await reconcile.heal(made, frozenset({"links"})) == 0
+    del kernel.host.links["br-shop"]
+    assert await reconcile.heal(made, frozenset({"links"})) == 1
+    assert "br-shop" in kernel.host.links

@@ -61,7 +61,7 @@ async def build(config: Config) -> AsyncIterator[Agent]:
             await attacher.load()
             attacher.setting = Setting(_firewall(config, kernel, attacher), boot_id())
             await attacher.networks.declare(config.networks)
-            await reconcile.look_at_node(attacher)
+            await attacher.look_at_node()
             yield Agent(config, store, kernel, attacher)
             await attacher.settle()
         finally:
@@ -88,7 +88,7 @@ async def run(config: Config) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
         reclaimed = await agent.attacher.recover()
-        dirty = asyncio.Event()
+        dirty = reconcile.Dirty()
         async with _serving(agent):
             log.info(
                 "serving",
@@ -113,7 +113,7 @@ async def run(config: Config) -> None:
     log.info("stopped")
 
 
-async def _bring_to_date(agent: Agent, dirty: asyncio.Event) -> None:
+async def _bring_to_date(agent: Agent, dirty: reconcile.Dirty) -> None:
     await reconcile.adopt_devices(agent.attacher)
     await reconcile.reconcile(dirty, partial(reconcile.heal, agent.attacher))
 

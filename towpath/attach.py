@@ -421,6 +421,13 @@ class Attacher:
             record = schema.read(Attachment, item.value)
             self.records[record.key] = record
 
+    async def look_at_node(self) -> None:
+        """The node's own addresses, as host mode reports them: neither loopback and link-local ones nor gateways."""
+        seen = await self.kernel.look()
+        ours = {link.name for link in seen.links if link.name == "lo" or link.alias == "towpath"}
+        addresses = tuple(a for link, a in seen.addresses if link not in ours and not a.ip.is_link_local)
+        self.node = replace(self.node, addresses=addresses)
+
     async def recover(self) -> int:
         """After a start: finish what a crash cut short, and reclaim what died meanwhile. Returns how many went."""
         gone = 0

@@ -183,6 +183,16 @@ class Networks:
             mended += 1
         return mended
 
+    async def verify_devices(self) -> int:
+        """The same where only links changed: one question per network, however many containers there are."""
+        for name in sorted(self.up):
+            network = self.rows.get(name)
+            device = mode.get(network.mode).home(network) if network else ""
+            link = await self.kernel.link(device) if device else None
+            if device and (link is None or not link.up):
+                return await self.verify()
+        return 0
+
     async def drop(self, name: str) -> None:
         """Row, cursor and shared device go. The caller has made sure that nothing is attached."""
         network = self.get(name)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import replace
 from functools import partial
 
 from towpath.attach import Attacher
@@ -19,20 +18,50 @@ SETTLE = 0.2  # seconds: a burst of changes becomes one run
 INTERVAL = 30.0  # seconds between runs where nothing was heard
 
 
-async def heal(attacher: Attacher, full: bool = True) -> int:
-    """One run: firewall rules, then shared devices. Returns how many things had to be changed (0 = nothing written).
+ALL = frozenset({"firewall", "links", "addresses"})
 
-    full=False: the rules are read only where somebody else wrote to the firewall.
+
+class Dirty:
+    """What changed since the last run: words of Kernel.changes."""
+
+    def __init__(self) -> None:
+        self._words: set[str] = set()
+        self._event = asyncio.Event()
+
+    def mark(self, word: str) -> None:
+        self._words.add(word)
+        self._event.set()
+
+    def take(self) -> frozenset[str]:
+        """What was marked; from now on it counts as clean."""
+        words, self._words = frozenset(self._words), set()
+        self._event.clear()
+        return words
+
+    async def wait(self) -> None:
+        await self._event.wait()
+
+
+async def heal(attacher: Attacher, words: frozenset[str] = ALL) -> int:
+    """One run over what `words` name; returns how many things had to be changed (0 = nothing was written).
+
+    ALL reads everything. Otherwise the rules are read only where somebody else wrote to the firewall, and of the links
+    only the shared devices: every ADD changes links, and a node may hold thousands.
     """
-    name = attacher.setting.firewall
-    backends = {name, *(record.firewall for record in attacher.records.values() if record.firewall)}
+    full = words == ALL
     changed = 0
-    for backend in sorted(backends):
-        changed += await attacher.kernel.heal(backend, partial(_wanted, attacher, backend), full)
-    await look_at_node(attacher)
+    if "firewall" in words:
+        used = {record.firewall for record in attacher.records.values() if record.firewall}
+        for backend in sorted({attacher.setting.firewall, *used}):
+            changed += await attacher.kernel.heal(backend, partial(_wanted, attacher, backend), full)
+    if "addresses" in words:
+        await attacher.look_at_node()
+        changed += await attacher.networks.verify()
+    elif "links" in words:
+        changed += await attacher.networks.verify_devices()
     if full:
         await attacher.sweep()
-    return changed + await attacher.networks.verify()
+    return changed
 
 
 def _wanted(attacher: Attacher, firewall: str) -> Wanted:
@@ -43,14 +72,6 @@ def _wanted(attacher: Attacher, firewall: str) -> Wanted:
     return Wanted(tuple(settled), tuple(moving))
 
 
-async def look_at_node(attacher: Attacher) -> None:
-    """The node's own addresses, as host mode reports them: neither loopback and link-local ones nor our gateways'."""
-    seen = await attacher.kernel.look()
-    ours = {link.name for link in seen.links if link.name == "lo" or link.alias == "towpath"}
-    addresses = tuple(a for link, a in seen.addresses if link not in ours and not a.ip.is_link_local)
-    attacher.node = replace(attacher.node, addresses=addresses)
-
-
 async def adopt_devices(attacher: Attacher) -> None:
     """After a start: networks that have attachments are watched over again."""
     for name in {key.network for key, record in attacher.records.items() if "wire" in record.parts}:
@@ -58,26 +79,28 @@ async def adopt_devices(attacher: Attacher) -> None:
             attacher.networks.up.add(name)
 
 
-async def follow(changes: AsyncIterator[str], dirty: asyncio.Event) -> None:
-    """Mark dirty whenever the kernel says that something changed."""
-    async for _ in changes:
-        dirty.set()
+async def follow(changes: AsyncIterator[str], dirty: Dirty) -> None:
+    """Mark dirty whatever the kernel says has changed."""
+    async for word in changes:
+        dirty.mark(word)
 
 
-async def reconcile(dirty: asyncio.Event, run: Callable[[bool], Awaitable[int]]) -> None:
+async def reconcile(dirty: Dirty, run: Callable[[frozenset[str]], Awaitable[int]]) -> None:
     """In full at start and every INTERVAL seconds, once per burst of changes; a run that fails is tried again."""
-    full = True
+    words, last = ALL, 0.0
+    now = asyncio.get_running_loop().time
     while True:
-        dirty.clear()  # first: a change that arrives meanwhile is not lost
+        if words == ALL:
+            last = now()
         try:
-            if changed := await run(full):
+            if changed := await run(words):
                 log.warning("kernel brought back to the tables", extra={"changed": changed})
         except TowpathError as failed:
             log.error("reconcile failed", extra={"error": str(failed)})
         try:
-            await asyncio.wait_for(dirty.wait(), INTERVAL)
+            await asyncio.wait_for(dirty.wait(), max(0.0, last + INTERVAL - now()))
         except TimeoutError:
-            full = True
+            words = ALL
             continue
-        full = False
         await asyncio.sleep(SETTLE)
+        words = dirty.take()  # before the run: a change that arrives meanwhile is not lost

@@ -75,8 +75,9 @@ async def make_desk(*addresses: str, firewall: str = "nftables") -> Desk:
     kernel = FakeKernel(netns=(NETNS, OTHER))
     store = MemoryStore()
     await store.open()
-    node = Node("n1", tuple(map(ip_interface, addresses or ("192.0.2.1/24", "2001:db8::1/64"))))
-    attacher = Attacher(store, kernel, node, Setting(firewall, "boot-1"))
+    kernel.add_link("eth0")
+    kernel.host.addresses |= {("eth0", ip_interface(a)) for a in addresses or ("192.0.2.1/24", "2001:db8::1/64")}
+    attacher = Attacher(store, kernel, Node("n1"), Setting(firewall, "boot-1"))
     await attacher.load()
     return Desk(kernel, attacher)
 

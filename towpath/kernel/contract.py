@@ -123,7 +123,7 @@ class Kernel(Protocol):
         ...
 
     def pick_firewall(self, setting: str) -> str:
-        """"auto" → "iptables" where a foreign iptables manager owns the filter table, else "nftables"."""
+        """ "auto" → "iptables" where a foreign iptables manager owns the filter table, else "nftables"."""
         ...
 
     async def heal(self, firewall: str, wanted: Callable[[], Wanted], full: bool) -> int:
@@ -134,7 +134,7 @@ class Kernel(Protocol):
         ...
 
     def changes(self) -> AsyncIterator[str]:
-        """"firewall" or "links" each time somebody else (or we) changed them; coalesced, never blocking the kernel."""
+        """ "firewall", "links" or "addresses" each time somebody changed them; coalesced, never blocking the kernel."""
         ...
 
     async def close(self) -> None: ...

@@ -14,8 +14,13 @@ from collections.abc import AsyncIterator
 from towpath.kernel.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, SOL_NETLINK
 
 NETLINK_ADD_MEMBERSHIP = 1
-RTNLGRP_LINK, NFNLGRP_NFTABLES = 1, 7
-GROUPS = (("links", NETLINK_ROUTE, RTNLGRP_LINK), ("firewall", NETLINK_NETFILTER, NFNLGRP_NFTABLES))
+RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR, NFNLGRP_NFTABLES = 1, 5, 7
+# Not RTNLGRP_IPV6_IFADDR: every veth gets a link-local address of its own, and is a change of links already.
+GROUPS = (
+    ("links", NETLINK_ROUTE, RTNLGRP_LINK),
+    ("addresses", NETLINK_ROUTE, RTNLGRP_IPV4_IFADDR),
+    ("firewall", NETLINK_NETFILTER, NFNLGRP_NFTABLES),
+)
 REST = 0.1  # seconds between two looks at one socket
 SMALL = 4096  # bytes of receive buffer; the kernel's least is about that
 
@@ -42,7 +47,7 @@ def drain(ear: socket.socket) -> None:
 
 
 async def changes() -> AsyncIterator[str]:
-    """The word "links" or "firewall" each time, at most once per REST; for ever."""
+    """The word "links", "addresses" or "firewall" each time, at most once per REST; for ever."""
     loop = asyncio.get_running_loop()
     heard: asyncio.Queue[tuple[str, socket.socket]] = asyncio.Queue()
     ears: list[socket.socket] = []

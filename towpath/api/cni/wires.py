@@ -215,6 +215,7 @@ class Host:
         return Wanted(Network(row_name(call.conf), mode="host", masquerade=False, source="cni"), frozenset({"mode"}))
 
     async def add(self, call: Call) -> dict[str, Any]:
+        await call.attacher.look_at_node()
         addresses = call.attacher.node.addresses
         if is_old(call.conf.version):  # this form holds one of each family
             addresses = tuple({address.version: address for address in reversed(addresses)}.values())
