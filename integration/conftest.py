@@ -53,19 +53,30 @@ def no_namespace_stays() -> Iterator[None]:
 
 
 def open_host(**settings: Any) -> Host:
-    """A started host, warmed up by one container with a port, so that what is made once is there."""
+    """A started host, warmed up: what is made once (skeletons of every kind, the reference's base chains) is there."""
     host = Host(**settings)
     try:
         if not REFERENCE:
             host.start()
-        net = new_net(host)
-        net.join(portMappings=[{"hostPort": 7, "containerPort": 7, "protocol": "tcp"}])
-        net.close()
+        warm_up(host)
     except BaseException:
         sys.stderr.write(host.agent.tail())
         host.close()
         raise
     return host
+
+
+def warm_up(host: Host) -> None:
+    """One container by us and one by the reference plug-ins, both families, with a port."""
+    ports = [{"hostPort": 7, "containerPort": 7, "protocol": "tcp"}]
+    reference = new_net(host)
+    ipam = {**reference.dual(), "type": "host-local", "dataDir": str(host.folder / "host-local")}
+    reference.join(reference.runtime(reference.wire(type="bridge", ipam=ipam)))
+    reference.close()
+    if not REFERENCE:
+        ours = new_net(host)
+        ours.join(ours.runtime(ipam=ours.dual(), macspoofchk=True), portMappings=ports)
+        ours.close()
 
 
 @pytest.fixture(scope="module")

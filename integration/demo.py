@@ -20,15 +20,14 @@ from integration.sockets import Unreachable, ask, client
 from integration.traces import Picture, picture
 
 PYTHON = "/usr/bin/python3"
-SERVE = """
-import http.server, sys
+SERVE = """import http.server, socketserver, sys
 class Page(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         body = f"{sys.argv[1]} saw you as {self.client_address[0]}".encode()
         self.send_response(200); self.send_header("Content-Length", str(len(body))); self.end_headers()
         self.wfile.write(body)
     def log_message(self, *words): pass
-http.server.ThreadingHTTPServer(("", int(sys.argv[2])), Page).serve_forever()
+socketserver.ThreadingTCPServer(("", int(sys.argv[2])), Page).serve_forever()  # HTTPServer would ask the DNS its name
 """
 FETCH = "import sys, urllib.request as u; print(u.urlopen(sys.argv[1], timeout=5).read().decode())"
 
@@ -82,6 +81,13 @@ def expect(said: str, wanted: str) -> str:
     return said
 
 
+def web_server(host: Host) -> str:
+    """The program that every workload runs: SERVER NAME PORT."""
+    file = host.folder / "server.py"
+    file.write_text(SERVE)
+    return str(file)
+
+
 def open_node(story: Story) -> Host:
     story.chapter("A node: network namespaces of its own, an uplink, and an outside to be reached from")
     with story.step(f"namespaces and uplink: node {UPLINK}, outside {OUTSIDE}"):
@@ -104,7 +110,7 @@ def bare_commands(story: Story, host: Host) -> None:
         host.towpath("network", "create", "web", "--subnet", "10.44.0.0/24")
     with story.step("towpath run --network web --name shop -p 8080:80 -- (a web server)"):
         argv = ("run", "-d", "--network", "web", "--name", "shop", "-p", "8080:80")
-        host.towpath(*argv, "--", PYTHON, "-c", SERVE, "shop", "80")
+        host.towpath(*argv, "--", PYTHON, web_server(host), "shop", "80")
     with story.step("towpath run --network web --name buyer -- sleep"):
         host.towpath("run", "-d", "--network", "web", "--name", "buyer", "--", "sleep", "600")
     with story.step("from outside, to the node's port 8080") as tell:
@@ -121,7 +127,7 @@ def host_network(story: Story, host: Host) -> None:
     story.chapter("The host network: no namespace of its own, the node's addresses")
     with story.step("towpath run --network host --name metrics -- (a web server on 9100)"):
         argv = ("run", "-d", "--network", "host", "--name", "metrics")
-        host.towpath(*argv, "--", PYTHON, "-c", SERVE, "metrics", "9100")
+        host.towpath(*argv, "--", PYTHON, web_server(host), "metrics", "9100")
     with story.step(f"from outside, {UPLINK}:9100") as tell:
         tell(expect(get(host.outside, UPLINK, 9100), f"metrics saw you as {OUTSIDE}"))
     with story.step("towpath ps") as tell:
@@ -152,8 +158,8 @@ def cni(story: Story, host: Host) -> None:
     with story.step("DEL: interface, address and port are free again"):
         must(runtime.delete(container.id, container.path))
     with story.step("towpath network rm cnidemo"):
-        host.netns.run("ip", "link", "del", "cni0")
-        host.agent.forget("cnidemo")
+        host.towpath("network", "rm", "cnidemo")
+        host.netns.call("ip", "link", "del", "cni0")
 
 
 def clean_up(story: Story, host: Host, before: Picture) -> None:

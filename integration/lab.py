@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import shutil
 import signal
@@ -190,6 +191,7 @@ class Host:
         self.outside = Netns("out-")
         self.containers: list[Container] = []
         self.servers: list[Server] = []
+        self.numbers = itertools.cycle(range(1, 200))  # of its networks
         self.agent = Agent(self.netns, self.folder, settings)
         self._wire()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from dataclasses import dataclass, field
 from typing import Any
@@ -149,15 +148,12 @@ class Net:
         left = [member.leave() for member in reversed(self.members)]
         for member in self.members:
             member.container.remove()
+        self.host.agent.forget(self.name)  # first: the agent mends the device of a network that it has
         self.host.netns.call("ip", "link", "del", self.bridge)
-        self.host.agent.forget(self.name)
         bad = [reply for reply in left if not reply.ok]
         assert REFERENCE or not bad, f"DEL failed: {bad[0]}"
 
 
-numbers = itertools.count(1)
-
-
 def new_net(host: Host) -> Net:
-    """A network of a number that this process has not used."""
-    return Net(host, next(numbers))
+    """A network of a number that this host has not had lately; 200 and above are left to tests that choose."""
+    return Net(host, next(host.numbers))

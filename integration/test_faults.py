@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from integration.callers import Json, Runtime, encode, variables
-from integration.lab import TOWPATH, Container, Host
+from integration.lab import TOWPATH, Container, Host, links
 from integration.networks import REFERENCE, Net, new_net
 from integration.runtimes import lacks
 from integration.sockets import reaches
@@ -147,7 +147,7 @@ def test_a_restart_writes_nothing_to_the_kernel_and_traffic_goes_on(own: Net) ->
     agent.stop()
     assert reaches(own.host.outside, "192.0.2.1", 8080), "the data plane lives while the agent does not"
     trace = own.host.folder / "trace"
-    agent.start(wrap=("strace", "-f", "-qq", "-e", "trace=sendto,sendmsg", "-o", str(trace)))
+    agent.start(wrap=("strace", "-D", "-f", "-qq", "-e", "trace=sendto,sendmsg", "-o", str(trace)))
     time.sleep(1.5)  # what a reconciler would do at start, it has done by now
     written = [line for line in trace.read_text(errors="replace").splitlines() if WRITES.search(line)]
     assert written == []
@@ -215,6 +215,9 @@ def test_gc_of_one_runtime_spares_the_living_of_another(own: Net) -> None:
     before = picture(own.host)
     a, b, dead = own.join(mine), own.join(theirs), own.join(theirs)
     dead.container.remove()
+    end = time.monotonic() + 5
+    while dead.veth in links(own.host.netns) and time.monotonic() < end:
+        time.sleep(0.05)  # the kernel takes a namespace down in its own time
     reply = mine.gc([(own.members[0].container.id, "eth0")])
     assert reply.ok, str(reply)
     assert a.container.link() is None, "mine was not valid any more"

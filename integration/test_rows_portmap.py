@@ -14,7 +14,7 @@ import pytest
 from integration.callers import Json, Runtime, encode, must, variables
 from integration.conftest import open_host
 from integration.lab import OUTSIDE, UPLINK, UPLINK6, Host
-from integration.networks import CAPABILITIES, REFERENCE, Member, Net, plugin
+from integration.networks import CAPABILITIES, REFERENCE, Member, Net, new_net, plugin
 from integration.sockets import Server, Unreachable, ask, client, reaches
 from integration.traces import picture
 
@@ -35,6 +35,21 @@ def host(backend: str) -> Iterator[Host]:
     node.close()
 
 
+@pytest.fixture(scope="module")
+def victim(backend: str) -> Iterator[Host]:
+    """A node whose rules are flushed: what is left afterwards is no question there."""
+    node = open_host(firewall=backend)
+    yield node
+    node.close()
+
+
+@pytest.fixture
+def exposed(victim: Host) -> Iterator[Net]:
+    network = new_net(victim)
+    yield network
+    network.close()
+
+
 @pytest.fixture(params=FORMS)
 def form(request: pytest.FixtureRequest) -> str:
     return str(request.param)
@@ -45,7 +60,7 @@ def publisher(net: Net, form: str, ipam: Json | None = None, **keys: Any) -> Run
     if form == "one call":
         return net.runtime(net.wire(ipam=ipam or net.ipam(), **keys), version="0.4.0")
     local = {**(ipam or net.ipam()), "type": "host-local", "dataDir": str(net.host.folder / "host-local")}
-    wire = net.wire(type="bridge", ipam=local, hairpinMode=True, capabilities={})
+    wire = net.wire(type="bridge", ipam=local, ipMasq=False, hairpinMode=True, capabilities={})
     ports = {"type": plugin("portmap"), "capabilities": CAPABILITIES, **keys}
     return net.runtime(wire, ports, version="0.4.0")
 
@@ -256,15 +271,15 @@ def test_sixteen_dels_at_once_leave_nothing(net: Net, form: str) -> None:
 
 
 @pytest.mark.row("P14")
-def test_check_is_content_and_then_is_not(net: Net, form: str, backend: str) -> None:
-    member = publish(net, publisher(net, form), port(8092, 80))
+def test_check_is_content_and_then_is_not(exposed: Net, form: str, backend: str) -> None:
+    member = publish(exposed, publisher(exposed, form), port(8092, 80))
     path = member.container.path
     reply = member.runtime.check(member.container.id, path)
     assert reply.ok, str(reply)
-    net.host.netns.run(*(("nft", "flush", "ruleset") if backend == "nftables" else ("iptables", "-t", "nat", "-F")))
+    exposed.host.netns.run(*(("nft", "flush", "ruleset") if backend == "nftables" else ("iptables", "-t", "nat", "-F")))
     found = member.runtime.check(member.container.id, path)
-    assert found.exit == 1 or healed(net, 8092), "CHECK finds the rules gone, or they are back already"
-    assert REFERENCE or healed(net, 8092)
+    assert found.exit == 1 or healed(exposed, 8092), "CHECK finds the rules gone, or they are back already"
+    assert REFERENCE or healed(exposed, 8092)
 
 
 def healed(net: Net, outer: int) -> bool:
@@ -305,11 +320,11 @@ def test_one_port_on_two_addresses_is_no_conflict(net: Net, form: str) -> None:
 
 
 @pytest.mark.row("P16", reference=False)
-def test_ports_come_back_after_somebody_flushed_the_rules(net: Net, form: str, backend: str) -> None:
-    member = publish(net, publisher(net, form), port(8096, 80))
-    net.host.netns.run("nft", "flush", "ruleset")
-    assert healed(net, 8096)
-    assert ask(net.host.netns, "127.0.0.1", 8096).server == member.container.id
+def test_ports_come_back_after_somebody_flushed_the_rules(exposed: Net, form: str, backend: str) -> None:
+    member = publish(exposed, publisher(exposed, form), port(8096, 80))
+    exposed.host.netns.run("nft", "flush", "ruleset")
+    assert healed(exposed, 8096)
+    assert ask(exposed.host.netns, "127.0.0.1", 8096).server == member.container.id
 
 
 @pytest.mark.row("P17", reference=False)
@@ -334,13 +349,13 @@ def test_two_thousand_ports_do_not_slow_an_add(net: Net, backend: str) -> None:
     assert median() < 2 * empty
 
 
-def test_a_published_port_serves_where_forwarding_is_dropped_by_default(net: Net, form: str) -> None:
+def test_a_published_port_serves_where_forwarding_is_dropped_by_default(exposed: Net, form: str) -> None:
     """Docker sets the policy of FORWARD to DROP: containers of others must not die of it (FW4)."""
     if form == "chain":
-        pytest.skip("accepting is the wire's or towpath-firewall's part")
-    net.host.netns.run("iptables", "-P", "FORWARD", "DROP")
+        pytest.skip("there, accepting is the part of towpath-firewall")
+    exposed.host.netns.run("iptables", "-P", "FORWARD", "DROP")
     try:
-        member = publish(net, publisher(net, form), port(8097, 80))
-        assert ask(net.host.outside, UPLINK, 8097).server == member.container.id
+        member = publish(exposed, publisher(exposed, form), port(8097, 80))
+        assert ask(exposed.host.outside, UPLINK, 8097).server == member.container.id
     finally:
-        net.host.netns.run("iptables", "-P", "FORWARD", "ACCEPT")
+        exposed.host.netns.run("iptables", "-P", "FORWARD", "ACCEPT")
