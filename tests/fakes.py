@@ -179,6 +179,7 @@ class FakeKernel:
         self.fail_errno = errno.EBUSY
         self.die_after: int | None = None
         self.setting = firewall
+        self.managed = False  # somebody else's iptables rules decide about forwarding
         self.firewalls = {name: FakeFirewall(name) for name in ("nftables", "iptables")}
         self.missing_firewalls: set[str] = set()
         self.missing_sysctls = {"net/bridge"}  # prefixes of files that this kernel lacks
@@ -293,7 +294,7 @@ class FakeKernel:
         return self.firewalls[name]
 
     def pick_firewall(self, setting: str) -> str:
-        return "nftables" if setting == "auto" else setting
+        return setting if setting != "auto" else "iptables" if self.managed else "nftables"
 
     async def heal(self, firewall: str, wanted: Callable[[], Wanted], full: bool) -> int:
         wall, asked = self.firewall(firewall), wanted()

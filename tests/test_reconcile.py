@@ -17,7 +17,7 @@ async def test_a_flushed_firewall_comes_back_as_it_was() -> None:
     await made.add(request(network=await made.network(network())))
     before = set(kernel.rules)
     kernel.rules.clear()
-    assert await reconcile.heal(made) == len(before)
+    assert await reconcile.heal(made, "auto") == len(before)
     assert kernel.rules == before
 
 
@@ -26,7 +26,7 @@ async def test_a_run_that_finds_nothing_changes_nothing() -> None:
     made = await attacher(kernel)
     await made.add(request(network=await made.network(network())))
     log = len(kernel.log)
-    assert await reconcile.heal(made) == 0
+    assert await reconcile.heal(made, "auto") == 0
     assert len(kernel.log) == log
 
 
@@ -35,7 +35,7 @@ async def test_a_bridge_that_lost_its_address_gets_it_back() -> None:
     made = await attacher(kernel)
     await made.add(request(network=await made.network(network())))
     kernel.host.addresses.clear()
-    assert await reconcile.heal(made) == 1
+    assert await reconcile.heal(made, "auto") == 1
     assert len(kernel.host.addresses) == 1
 
 
@@ -46,7 +46,7 @@ async def test_after_a_restart_the_devices_in_use_are_watched_over_again() -> No
     made = await attacher(kernel, first.store)
     await reconcile.adopt_devices(made)
     kernel.host.addresses.clear()
-    assert await reconcile.heal(made) == 1
+    assert await reconcile.heal(made, "auto") == 1
 
 
 async def test_a_burst_of_changes_becomes_one_run() -> None:
@@ -75,10 +75,10 @@ async def test_what_is_under_way_is_neither_hurried_nor_undone() -> None:
     record = await made.add(request(network=await made.network(network())))
     made.records[record.key] = replace(record, phase="claimed")
     before = set(kernel.rules)
-    assert await reconcile.heal(made) == 0
+    assert await reconcile.heal(made, "auto") == 0
     assert kernel.rules == before
     kernel.rules.clear()
-    assert await reconcile.heal(made) == 0
+    assert await reconcile.heal(made, "auto") == 0
     assert kernel.rules == set()
 
 
@@ -86,7 +86,22 @@ async def test_a_change_of_links_brings_back_a_bridge_that_went() -> None:
     kernel = FakeKernel(netns=(NETNS,))
     made = await attacher(kernel)
     await made.add(request(network=await made.network(network())))
-    assert await reconcile.heal(made, frozenset({"links"})) == 0
+    assert await reconcile.heal(made, "auto", frozenset({"links"})) == 0
     del kernel.host.links["br-shop"]
-    assert await reconcile.heal(made, frozenset({"links"})) == 1
+    assert await reconcile.heal(made, "auto", frozenset({"links"})) == 1
     assert "br-shop" in kernel.host.links
+
+
+async def test_with_auto_the_rules_move_to_the_back_end_of_the_hosts_new_manager() -> None:
+    kernel = FakeKernel(netns=(NETNS,))
+    made = await attacher(kernel)
+    await made.add(request(network=await made.network(network())))
+    held = set(kernel.firewalls["nftables"].rules)
+    kernel.managed = True
+    await reconcile.heal(made, "nftables")
+    assert kernel.firewalls["nftables"].rules == held
+    await reconcile.heal(made, "auto")
+    assert kernel.firewalls["iptables"].rules == held
+    assert kernel.firewalls["nftables"].rules == set()
+    await made.detach(request().key)
+    assert kernel.firewalls["iptables"].rules == set()

@@ -115,7 +115,7 @@ async def run(config: Config) -> None:
 
 async def _bring_to_date(agent: Agent, dirty: reconcile.Dirty) -> None:
     await reconcile.adopt_devices(agent.attacher)
-    await reconcile.reconcile(dirty, partial(reconcile.heal, agent.attacher))
+    await reconcile.reconcile(dirty, partial(reconcile.heal, agent.attacher, agent.config.firewall))
 
 
 @asynccontextmanager

@@ -29,6 +29,8 @@ from towpath.timings import Timings
 
 log = logging.getLogger(__name__)
 
+ADOPTED_AT_ONCE = 200  # reservations in one transaction: a few milliseconds during which nobody else is served
+
 
 @dataclass(frozen=True, slots=True)
 class Setting:
@@ -421,6 +423,20 @@ class Attacher:
             record = schema.read(Attachment, item.value)
             self.records[record.key] = record
 
+    async def follow_firewall(self, setting: str) -> None:
+        """With `auto`: when another manager takes over the host's filter table (or leaves it), move along.
+
+        Records name their back end, so moving them is all: the next heal puts the rules in there and out here.
+        """
+        name = await asyncio.to_thread(self.kernel.pick_firewall, setting)
+        if name != self.setting.firewall:
+            log.warning("firewall back end changes", extra={"from": self.setting.firewall, "to": name})
+            self.setting = replace(self.setting, firewall=name)
+        for key in list(self.records):
+            record = self.records.get(key)
+            if record is not None and record.phase == "attached" and record.firewall not in ("", name):
+                await self._save(replace(record, firewall=name))
+
     async def look_at_node(self) -> None:
         """The node's own addresses, as host mode reports them: neither loopback and link-local ones nor gateways."""
         seen = await self.kernel.look()
@@ -467,14 +483,27 @@ class Attacher:
         return row
 
     async def _adopt(self, network: Network) -> None:
-        for record in adopted(network, self.setting.boot):
-            if record.key in self.records:
-                continue
-            puts = (*claims.rows(record), Put(claims.attachment_row(record.key), schema.rewrite(None, record)))
-            if (await self.store.txn(claims.unclaimed(puts), puts)).ok:
-                self.records[record.key] = record
-                self.networks.allocators.pop(network.name, None)
-                log.info("adopted", extra={"attachment": str(record.key), "address": str(record.leases[0].address)})
+        found = [r for r in await asyncio.to_thread(adopted, network, self.setting.boot) if r.key not in self.records]
+        for start in range(0, len(found), ADOPTED_AT_ONCE):
+            some = found[start : start + ADOPTED_AT_ONCE]
+            if not await self._take_over(some):  # one of them is somebody's already: the others still come
+                for record in some:
+                    await self._take_over([record])
+            await asyncio.sleep(0)  # other calls get their turn
+        if found:
+            self.networks.allocators.pop(network.name, None)
+            log.info("adopted reservations of host-local", extra={"network": network.name, "found": len(found)})
+
+    async def _take_over(self, records: list[Attachment]) -> bool:
+        puts: dict[str, Put] = {}
+        for record in records:
+            row = Put(claims.attachment_row(record.key), schema.rewrite(None, record))
+            puts.update((put.key, put) for put in (*claims.rows(record), row))
+        everything = tuple(puts.values())
+        if not (await self.store.txn(claims.unclaimed(everything), everything)).ok:
+            return False
+        self.records.update((record.key, record) for record in records)
+        return True
 
     async def create_network(self, network: Network) -> Network:
         self.networks.check_free(network)

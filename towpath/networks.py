@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from dataclasses import fields, replace
 from typing import Any
@@ -47,6 +48,7 @@ class Networks:
         self.kernel = kernel
         self.rows: dict[str, Network] = {}
         self.up: set[str] = set()
+        self._devices = asyncio.Lock()  # making, mending and dropping of shared devices go one after the other
         self.devices: dict[str, LinkSeen] = {}  # the shared device of each network that is up, as last seen
         self.allocators: dict[str, Allocator] = {}
 
@@ -144,8 +146,13 @@ class Networks:
 
     async def bring_up(self, network: Network) -> None:
         """The bridge is there with its addresses. Cheap when it was brought up before; see also `forget`."""
-        if network.name in self.up:
-            return
+        if network.name not in self.up:
+            async with self._devices:
+                await self._bring_up(network)
+
+    async def _bring_up(self, network: Network) -> None:
+        if network.name not in self.rows:  # dropped since the caller read it
+            await self.save(network)
         kind = mode.get(network.mode)
         seen = await self.kernel.look()
         if reason := kind.check_network(network, seen):
@@ -168,19 +175,18 @@ class Networks:
     async def verify(self) -> int:
         """Bring back shared devices that somebody took away or stripped; returns how many."""
         mended = 0
-        seen = await self.kernel.look() if self.up else None
-        for name in sorted(self.up):
-            network = self.rows.get(name)
-            if network is None or seen is None:
-                continue
-            if device := seen.link(mode.get(network.mode).home(network)):
-                self.devices[name] = device
-            if mode.get(network.mode).network_is_up(network, seen):
-                continue
-            log.warning("network device mended", extra={"network": name, "device": network.device})
-            self.up.discard(name)
-            await self.bring_up(network)
-            mended += 1
+        async with self._devices:
+            seen = await self.kernel.look() if self.up else None
+            for network in [self.rows[name] for name in sorted(self.up) if name in self.rows]:
+                if seen is None:
+                    break
+                kind = mode.get(network.mode)
+                if device := seen.link(kind.home(network)):
+                    self.devices[network.name] = device
+                if not kind.network_is_up(network, seen):
+                    log.warning("network device mended", extra={"network": network.name, "device": network.device})
+                    await self._bring_up(network)
+                    mended += 1
         return mended
 
     async def verify_devices(self) -> int:
@@ -195,16 +201,20 @@ class Networks:
 
     async def drop(self, name: str) -> None:
         """Row, cursor and shared device go. The caller has made sure that nothing is attached."""
-        network = self.get(name)
+        async with self._devices:
+            await self._drop(self.get(name))
+
+    async def _drop(self, network: Network) -> None:
+        name = network.name
+        self.rows.pop(name, None)  # first: an ADD that comes meanwhile waits for the lock and makes it anew
+        self.allocators.pop(name, None)
+        self.up.discard(name)
+        await self.store.delete(lease_row(name, ""), prefix=True)
+        await self.store.delete(f"cursors/{name}")
         seen = await self.kernel.link(network.device) if network.mode == "bridge" else None
         if seen is not None and seen.kind == "bridge" and seen.alias == "towpath":
             await self.kernel.apply(mode.get(network.mode).plan_drop_network(network))
-        await self.store.delete(row(name))
-        await self.store.delete(f"cursors/{name}")
-        await self.store.delete(lease_row(name, ""), prefix=True)
-        self.rows.pop(name, None)
-        self.allocators.pop(name, None)
-        self.up.discard(name)
+        await self.store.delete(row(name))  # last: a crash before it leaves a network that can be dropped again
 
 
 def subnets(network: Network) -> set[Any]:

@@ -42,8 +42,10 @@ class Dirty:
         await self._event.wait()
 
 
-async def heal(attacher: Attacher, words: frozenset[str] = ALL) -> int:
+async def heal(attacher: Attacher, setting: str, words: frozenset[str] = ALL) -> int:
     """One run over what `words` name; returns how many things had to be changed (0 = nothing was written).
+
+    setting: the configuration's firewall: auto, nftables or iptables.
 
     ALL reads everything. Otherwise the rules are read only where somebody else wrote to the firewall, and of the links
     only the shared devices: every ADD changes links, and a node may hold thousands.
@@ -51,8 +53,11 @@ async def heal(attacher: Attacher, words: frozenset[str] = ALL) -> int:
     full = words == ALL
     changed = 0
     if "firewall" in words:
+        before = attacher.setting.firewall
+        await attacher.follow_firewall(setting)
         used = {record.firewall for record in attacher.records.values() if record.firewall}
-        for backend in sorted({attacher.setting.firewall, *used}):
+        # The one that moved in first, so that no port is closed for a moment; the one that was left last.
+        for backend in dict.fromkeys((attacher.setting.firewall, *sorted(used), before)):
             changed += await attacher.kernel.heal(backend, partial(_wanted, attacher, backend), full)
     if "addresses" in words:
         await attacher.look_at_node()

@@ -36,4 +36,3 @@ def plan_rules(record: Attachment) -> Plan:
 def plan_drop_rules(record: Attachment) -> Plan:
     ops = tuple(DropRule(rule) for rule in rules(record))
     return (Phase("firewall", ops, firewall=record.firewall),) if ops else ()
-
