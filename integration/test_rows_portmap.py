@@ -347,15 +347,3 @@ def test_two_thousand_ports_do_not_slow_an_add(net: Net, backend: str) -> None:
     empty = median()
     net.join(runtime, portMappings=[port(20_000 + n, 1 + n) for n in range(2000)])
     assert median() < 2 * empty
-
-
-def test_a_published_port_serves_where_forwarding_is_dropped_by_default(exposed: Net, form: str) -> None:
-    """Docker sets the policy of FORWARD to DROP: containers of others must not die of it (FW4)."""
-    if form == "chain":
-        pytest.skip("there, accepting is the part of towpath-firewall")
-    exposed.host.netns.run("iptables", "-P", "FORWARD", "DROP")
-    try:
-        member = publish(exposed, publisher(exposed, form), port(8097, 80))
-        assert ask(exposed.host.outside, UPLINK, 8097).server == member.container.id
-    finally:
-        exposed.host.netns.run("iptables", "-P", "FORWARD", "ACCEPT")
