@@ -8,6 +8,7 @@ from ipaddress import ip_address, ip_interface
 import pytest
 
 from towpath.errors import BadConfig
+from towpath.kernel import forwarding
 from towpath.kernel.iptables import Change, Iptables, Saved, change, read, tag_of
 from towpath.kernel.iptablesrules import BUILT_IN, group, lines, version_of
 from towpath.model import PortMap, PortRules
@@ -221,3 +222,45 @@ def test_conditions_are_asked_before_the_ports_chain() -> None:
 def test_a_rule_is_described_by_its_lines_and_its_family() -> None:
     assert Iptables().describe(publish(to=A6)).startswith("ip6tables -t nat -A CNI-DN-")
     assert version_of(publish(to=A6)) == 6
+
+
+# --- the host's own FORWARD ------------------------------------------------------------------------------------------
+
+BR0 = "*filter\n:FORWARD DROP [0:0]\n:TOWPATH-FORWARD - [0:0]\n-A FORWARD -j TOWPATH-FORWARD\n"
+BR0 += "-A TOWPATH-FORWARD -i br0 -j ACCEPT\n-A TOWPATH-FORWARD -o br0 -j ACCEPT\nCOMMIT\n"
+NEW = ":TOWPATH-FORWARD - [0:0]"
+
+
+@pytest.mark.parametrize(
+    ("saved", "homes", "want"),
+    [
+        pytest.param(BR0, {"br0"}, [], id="as wanted"),
+        pytest.param("", set(), [], id="nothing wanted, nothing there"),
+        pytest.param(
+            "",
+            {"b"},
+            [
+                NEW,
+                "-A TOWPATH-FORWARD -i b -j ACCEPT",
+                "-A TOWPATH-FORWARD -o b -j ACCEPT",
+                "-I FORWARD -j TOWPATH-FORWARD",
+            ],
+            id="the first",
+        ),
+        pytest.param(BR0, set(), [NEW, "-D FORWARD -j TOWPATH-FORWARD", "-X TOWPATH-FORWARD"], id="the last goes"),
+        pytest.param(
+            BR0.replace("-A FORWARD -j TOWPATH-FORWARD\n", ""),
+            {"br0"},
+            [
+                NEW,
+                "-A TOWPATH-FORWARD -i br0 -j ACCEPT",
+                "-A TOWPATH-FORWARD -o br0 -j ACCEPT",
+                "-I FORWARD -j TOWPATH-FORWARD",
+            ],
+            id="somebody took the jump away",
+        ),
+    ],
+)
+def test_the_hosts_forward_accepts_exactly_the_members_interfaces(saved: str, homes: set[str], want: list[str]) -> None:
+    text = forwarding.difference(saved, frozenset(homes))
+    assert text == ("\n".join(("*filter", *want, "COMMIT", "")) if want else "")

@@ -120,8 +120,9 @@ def test_fw3_the_administrators_chain_is_asked_first_and_survives_healing(room: 
 
 
 @pytest.mark.parametrize("docker", [pytest.param(False, id="FW4"), pytest.param(True, id="FW4 with Docker's chains")])
-def test_where_the_host_forwards_nothing_members_are_forwarded(docker: bool) -> None:
-    with lab("iptables") as room:
+@pytest.mark.parametrize("name", ["nftables", "iptables"])
+def test_where_the_host_forwards_nothing_members_are_forwarded(name: str, docker: bool) -> None:
+    with lab(name) as room:
         room.serve(0, 80)
         room.serve(OUTSIDE, 80)
         room.host.run("iptables", "-P", "FORWARD", "DROP")
@@ -133,6 +134,20 @@ def test_where_the_host_forwards_nothing_members_are_forwarded(docker: bool) -> 
             assert room.ask(OUTSIDE, UPLINK[4], 8080)
             assert room.silent(2, WORLD[4], 80), "who is no member is not"
         assert room.silent(0, WORLD[4], 80)
+
+
+def test_a_policy_that_comes_later_is_met_by_healing_and_leaves_no_trace_when_it_goes() -> None:
+    with lab("nftables") as room:
+        room.serve(OUTSIDE, 80)
+        rules = (*member(0), *member(2, policy="same-network"))
+        with room.having(*rules):
+            room.host.run("iptables", "-P", "FORWARD", "DROP")
+            assert room.silent(0, WORLD[4], 80)
+            assert (room.heal(*rules), room.heal(*rules)) == (1, 0)
+            assert room.ask(0, WORLD[4], 80)
+            room.host.run("iptables", "-P", "FORWARD", "ACCEPT")
+            assert (room.heal(*rules), room.heal(*rules)) == (1, 0)
+            assert "TOWPATH" not in room.host.run("iptables-save")
 
 
 @pytest.mark.parametrize("version", FAMILIES)

@@ -7,21 +7,19 @@ from __future__ import annotations
 
 import errno
 import re
-import subprocess
 import threading
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from towpath.errors import PhaseFailed, Unavailable
-from towpath.kernel import iptablesrules
+from towpath.errors import PhaseFailed
+from towpath.kernel import iptablesrules, xtables
 from towpath.kernel.iptablesrules import BUILT_IN, CHAINS, DNAT, Group, Line
 from towpath.kernel.nft import Nftables, expressed, read_changes
 from towpath.kernel.nftrules import FramePin
 from towpath.kernel.nftset import FRAMES
+from towpath.kernel.xtables import PREFIX
 from towpath.plan import AddRule, DropRule, PinMac, Publish, Rule
 
-PREFIX = {4: "ip", 6: "ip6"}
-PATIENCE = 30  # seconds; the xtables lock of the legacy variant may be held by others
 TABLES = ("nat", "filter")
 COMMENT = re.compile(r'--comment "?towpath ([^" ]+) ?([^"]*)"?')
 NO_RULE = frozenset({"skeleton", "shared", "dispatch"})
@@ -183,20 +181,6 @@ def _chains(result: Change, saved: Saved) -> None:
 # --- doing -----------------------------------------------------------------------------------------------------------
 
 
-def run(program: str, *arguments: str, text: str = "") -> str:
-    """The output of one of the iptables programs. Raises Unavailable where it is missing, OSError where it says no."""
-    try:
-        done = subprocess.run(
-            [program, *arguments], input=text.encode(), capture_output=True, timeout=2 * PATIENCE, check=False
-        )
-    except FileNotFoundError:
-        raise Unavailable(f"the program {program} is missing", hint="apt-get install iptables") from None
-    if done.returncode:
-        said = done.stderr.decode(errors="replace").strip()
-        raise OSError(0, said or f"{program} ended with code {done.returncode}")
-    return done.stdout.decode(errors="replace")
-
-
 class Iptables:
     """towpath.kernel.contract.Firewall on iptables and ip6tables. One caller at a time is served; others wait.
 
@@ -283,19 +267,11 @@ class Iptables:
         self._frames.close()
 
     def _save(self, version: int, tables: Collection[str] = TABLES) -> Saved:
-        only = ("-t", next(iter(tables))) if len(tables) == 1 else ()
-        try:
-            return read(run(f"{PREFIX[version]}tables-save", *only))
-        except OSError as refusal:
-            raise PhaseFailed("firewall", "reading our chains", 0, str(refusal.strerror)) from None
+        return read(xtables.save(version, next(iter(tables)) if len(tables) == 1 else ""))
 
     def _write(self, version: int, edit: Change, operations: object) -> None:
-        if not len(edit):
-            return
-        try:
-            run(f"{PREFIX[version]}tables-restore", "-w", str(PATIENCE), "--noflush", text=edit.text())
-        except OSError as refusal:
-            raise PhaseFailed("firewall", operations, 0, str(refusal.strerror)) from None
+        if len(edit):
+            xtables.restore(version, edit.text(), operations)
 
 
 def of_family(rules: Iterable[Rule], version: int) -> list[Rule]:

@@ -17,10 +17,11 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from towpath.errors import BadConfig, PhaseFailed, Unavailable
+from towpath.kernel.forwarding import Forwarding
 from towpath.kernel.nftbatch import Refusal, Structure, Tables
 from towpath.kernel.nftrules import CHAINS, OPEN_CHAINS, Conditional, Piece, edition, pieces, sets_of, shared, skeleton
-from towpath.kernel.nftset import BRIDGE, CLAIMS, IFNAME_ROOM, INET, SETS, Element
-from towpath.plan import AddRule, DropRule, Rule
+from towpath.kernel.nftset import BRIDGE, CLAIMS, IFNAME_ROOM, INET, SETS, Element, phrase
+from towpath.plan import Accept, AddRule, DropRule, Rule
 
 T = TypeVar("T")
 
@@ -147,6 +148,7 @@ class Nftables:
         self._plain = plain
         self._settled = netns_is_current
         self._names = tables
+        self._forwarding = Forwarding()
         self._lock = threading.Lock()
         self._tables: Tables | None = None
         self._netns = 0
@@ -161,6 +163,7 @@ class Nftables:
             for _ in range(ATTEMPTS):
                 edit = _edit(kernel, wanted, gone)
                 if not len(edit) or self._write(kernel, edit):
+                    self._forward(kernel, add, edit)
                     return
         raise PhaseFailed("firewall", changes, errno.EAGAIN, "somebody else keeps changing our tables")
 
@@ -184,11 +187,14 @@ class Nftables:
     def heal(self, wanted: Iterable[Rule]) -> int:
         by_table = _by_table(made for _, made in expressed(wanted, everything))
         with self._turn() as kernel:
-            return sum(self._heal_table(kernel, table, by_table.get(table, {})) for table in self._names)
+            done = sum(self._heal_table(kernel, table, by_table.get(table, {})) for table in self._names)
+            return done + (self._forwarding.heal(kernel, _homes(by_table)) if INET in self._names else 0)
 
     def remove(self) -> None:
         with self._turn() as kernel:
             present = [table for table in self._names if not kernel.structure(table).absent]
+            if INET in self._names:
+                self._forwarding.heal(kernel, ())
             if present:
                 self._run("".join(f"delete table {table}\n" for table in present))
 
@@ -232,6 +238,13 @@ class Nftables:
             self._tables = None
 
     # --- commit ------------------------------------------------------------------------------------------------------
+
+    def _forward(self, kernel: Tables, add: Iterable[Rule], edit: Edit) -> None:
+        """Tell the host's own FORWARD who came, and who went last."""
+        if homes := {rule.home for rule in add if isinstance(rule, Accept) and rule.home}:
+            self._forwarding.admit(kernel, homes)
+        if self._forwarding.used and any(item.set == "homes" for item in edit.drop):
+            self._forwarding.heal(kernel, [phrase(item).strip('"') for item in kernel.elements("homes")])
 
     def _write(self, kernel: Tables, edit: Edit) -> bool:
         """False: nothing was written, for the tables are not what they were: read again and retry."""
@@ -378,6 +391,12 @@ def _by_table(rules: Iterable[tuple[Piece, ...]]) -> dict[str, dict[object, Piec
             else:
                 found.setdefault(SETS[piece.set].table, {}).setdefault((piece.set, piece.key), piece)
     return found
+
+
+def _homes(by_table: dict[str, dict[object, Piece]]) -> list[str]:
+    """The interfaces behind which members are wanted."""
+    pieces_ = by_table.get(INET, {}).values()
+    return [phrase(p).strip('"') for p in pieces_ if isinstance(p, Element) and p.set == "homes"]
 
 
 def _difference(kernel: Tables, table: str, seen: Structure, wanted: Iterable[Piece]) -> Edit:

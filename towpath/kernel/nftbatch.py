@@ -38,13 +38,13 @@ BATCH_BEGIN, BATCH_END, SUBSYSTEM = 0x10, 0x11, 10
 GETTABLE, GETCHAIN, GETRULE, GETSET, NEWSETELEM, GETSETELEM, DELSETELEM = (
     SUBSYSTEM << 8 | n for n in (1, 4, 7, 10, 12, 13, 14)
 )
-FAMILIES = {"inet": 1, "bridge": 7}
+FAMILIES = {"inet": 1, "ip": 2, "bridge": 7, "ip6": 10}
 ELEM_LIST_TABLE, ELEM_LIST_SET, ELEM_LIST_ELEMENTS, LIST_ELEM = 1, 2, 3, 1
 ELEM_KEY, ELEM_DATA, DATA_VALUE, DATA_VERDICT = 1, 2, 1, 2
 VERDICT_CODE, VERDICT_CHAIN = 1, 2
 GOTO = struct.pack(">i", -4)
 TABLE_NAME = 1
-CHAIN_TABLE, CHAIN_NAME = 1, 3
+CHAIN_TABLE, CHAIN_NAME, CHAIN_POLICY = 1, 3, 5
 SET_TABLE, SET_NAME, SET_FLAGS = 1, 2, 3
 SET_ANONYMOUS, SET_MAP = 0x1, 0x8
 RULE_TABLE, RULE_CHAIN, RULE_HANDLE, RULE_USERDATA = 1, 2, 3, 7
@@ -202,6 +202,16 @@ class Tables(Netlink):
             if refusal.errno != errno.ENOENT:
                 raise
             return []
+
+    def policy(self, table: str, chain: str) -> int | None:
+        """Policy of a chain: 0 = drop, 1 = accept (also of one that has none); None where there is no such chain."""
+        family, name = _place(table)
+        body = _genmsg(family) + text(CHAIN_TABLE, name) + text(CHAIN_NAME, chain)
+        answer = self.ask(Message(GETCHAIN, 0, body))
+        if not answer.data:
+            return None
+        raw = attributes(answer.data[0], 4).get(CHAIN_POLICY)
+        return 1 if raw is None else int.from_bytes(raw, "big")
 
     def structure(self, table: str) -> Structure:
         """What `table` ("inet towpath") is made of."""

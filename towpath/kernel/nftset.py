@@ -116,7 +116,7 @@ def declaration(name: str) -> str:
 # --- fields ----------------------------------------------------------------------------------------------------------
 
 _ROOM = {"ipv4_addr": 4, "ipv6_addr": 16, "inet_proto": 4, "inet_service": 4, "ifname": IFNAME_ROOM, "ether_addr": 8}
-_PLAIN = re.compile(r"[\w.@+\-]+\Z", re.ASCII)
+_PLAIN = re.compile(r"[\w.@\-]+\Z", re.ASCII)
 _NUMBERS = {number: name for name, number in PROTOCOLS.items()}
 
 
@@ -135,7 +135,7 @@ def _pack(kind: str, field: Field) -> bytes:
 
 
 def interface(name: str) -> bytes:
-    """Raises BadConfig for a name that nft(8) could not write: it knows no escape for a quote, and a star means any."""
+    """Raises BadConfig for a name that nft(8) could not write: no quotes, and a star (or iptables' plus) means any."""
     if not _PLAIN.match(name):
         raise BadConfig(f"interface name {name!r} cannot be written in the syntax of nftables")
     return name.encode().ljust(IFNAME_ROOM, b"\0")
