@@ -9,7 +9,7 @@ DASH = "-"
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[object]], *, right: frozenset[str] = frozenset()) -> str:
     """Headers in capitals, one line per row, an empty cell as `-`; columns named in `right` stand at the right."""
-    cells = [[header.upper() for header in headers], *([str(cell) or DASH for cell in row] for row in rows)]
+    cells = [[header.upper() for header in headers], *([one_line(cell) or DASH for cell in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = []
     for row in cells:
@@ -19,6 +19,11 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[object]], *, right: fr
         ]
         lines.append("  ".join(line).rstrip())
     return "\n".join(lines)
+
+
+def one_line(cell: object) -> str:
+    """A cell as one line: what would move the cursor (newlines, escapes) is shown, not done."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(cell))
 
 
 def details(pairs: Iterable[tuple[str, object]]) -> str:
