@@ -175,6 +175,7 @@ def clean_up(story: Story, host: Host, before: Picture) -> None:
 
 
 def main() -> int:
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     if os.geteuid() != 0:
         print("make demo needs root: it makes network namespaces", file=sys.stderr)
         return 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,9 +68,9 @@ def nft(netns: Netns) -> list[str]:
 
 
 def iptables(netns: Netns) -> list[str]:
-    """iptables-save of both families: xt matches that `nft -j` cannot print are words here."""
+    """iptables-save of both families, where it is installed: matches that `nft -j` cannot print are words here."""
     lines = []
-    for tool in ("iptables-save", "ip6tables-save"):
+    for tool in filter(shutil.which, ("iptables-save", "ip6tables-save")):
         table = ""
         for line in netns.run(tool).splitlines():
             if line.startswith("*"):
