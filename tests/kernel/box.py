@@ -38,6 +38,10 @@ class Box:
     def open(self) -> None:
         for name in (self.host, *self.containers):
             subprocess.run(["ip", "netns", "add", name], check=True)
+            # A namespace is born with the machine's own settings (net/ipv4/devinet.c devinet_init_net).
+            calm = "echo 0 >/proc/sys/net/ipv4/ip_forward; echo 0 >/proc/sys/net/ipv6/conf/all/forwarding"
+            enter = ["/usr/bin/nsenter", f"--net=/run/netns/{name}", "sh", "-c", calm]
+            subprocess.run(enter, check=False, capture_output=True)
         self._thread.start()
         self.inside(self._open_kernel)
 
