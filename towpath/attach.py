@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from errno import EEXIST, ENODEV
 
 from towpath import claims, mode, schema
-from towpath.errors import Conflict, NotFound, PhaseFailed, TowpathError
+from towpath.errors import Conflict, PhaseFailed, TowpathError
 from towpath.kernel.contract import Kernel
 from towpath.keylock import KeyLocks
 from towpath.mode import Node
@@ -518,7 +518,7 @@ class Attacher:
             more = f" and {len(users) - 3} more" if len(users) > 3 else ""
             raise Conflict(
                 f"network {name!r} is in use by {', '.join(users[:3])}{more}",
-                hint="stop those containers, or remove their attachments: towpath attach rm KEY",
+                hint=f"stop those containers, or remove their attachments: towpath attach rm {users[0]}",
             )
         if self.networks.rows[name].source == "yaml":
             raise Conflict(f"network {name!r} comes from the configuration file", hint="remove it there and restart")
@@ -538,13 +538,6 @@ class Attacher:
             for text, size, used, free in (await self.networks.allocator(network)).usage():
                 found.append((network.name, text, size, used, free))
         return found
-
-    async def remove(self, text: str) -> None:
-        """`towpath attach rm`: by the key as it is printed."""
-        record = next((r for k, r in self.records.items() if str(k) == text), None)
-        if record is None:
-            raise NotFound(f"no attachment {text!r}", hint="see: towpath attach ls")
-        await self.detach(record.key)
 
     async def settle(self) -> None:
         """Wait until every deferred delete is done."""

@@ -8,6 +8,7 @@ from towpath.cli.options import Settings, common, progress
 
 
 @click.group()
+@common
 def cni() -> None:
     """CNI executables."""
 

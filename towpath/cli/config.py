@@ -35,6 +35,7 @@ def text(value: Any) -> str:
 
 
 @click.group()
+@common
 def config() -> None:
     """The agent's configuration."""
 

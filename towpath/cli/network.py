@@ -6,11 +6,12 @@ from typing import Any
 
 import click
 
-from towpath.cli.options import Settings, common, progress
+from towpath.cli.options import Settings, common, one_by_one, progress
 from towpath.cli.table import details, table
 
 
 @click.group()
+@common
 def network() -> None:
     """Networks of this node."""
 
@@ -81,7 +82,9 @@ def shown(row: dict[str, Any]) -> list[tuple[str, object]]:
 def rm(settings: Settings, names: tuple[str, ...]) -> None:
     """Remove networks that nothing is attached to."""
     client = settings.client()
-    for name in names:
+
+    def remove(name: str) -> None:
         with progress(f"removing network {name}"):
             client.delete("networks", name)
-    settings.show({"removed": list(names)}, "\n".join(f"network {name} removed" for name in names))
+
+    one_by_one(settings, "removed", names, remove, "network {} removed")

@@ -71,7 +71,7 @@ def run_nft(text: str) -> None:
             ["nft", "-f", "-"], input=text.encode(), capture_output=True, timeout=PATIENCE, check=False
         )
     except FileNotFoundError:
-        raise Unavailable("the program nft is missing", hint="apt-get install nftables") from None
+        raise Unavailable("the program nft is missing", hint="install it: apt-get install nftables") from None
     if done.returncode:
         raise NftRefused(done.stderr.decode(errors="replace").strip() or f"nft ended with code {done.returncode}")
 
