@@ -32,6 +32,7 @@ FLOORS: list[set[str]] = [  # from the ground up; a floor may import those befor
         "towpath/networks",
         "towpath/keylock",
         "towpath/timings",
+        "towpath/unbroken",
         "towpath/reconcile",
         "modes",
     },

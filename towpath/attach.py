@@ -26,9 +26,11 @@ from towpath.parts import ports, rules, shape, tuning
 from towpath.plan import Plan
 from towpath.store.contract import Delete, Put, Store
 from towpath.timings import Timings
+from towpath.unbroken import to_its_end
 
 log = logging.getLogger(__name__)
 
+DETACHED_AT_ONCE = 64  # by a GC or after a start: they share transactions and the kernel's grace periods
 ADOPTED_AT_ONCE = 200  # reservations in one transaction: a few milliseconds during which nobody else is served
 
 
@@ -102,19 +104,8 @@ class Attacher:
         """
         async with self._alone(request.key):
             await self._make_way(request)
-            if "wire" in request.parts:
-                with self.timings.measure("network"):
-                    await self.networks.bring_up(request.network)
-            with self.timings.measure("claim"):
-                fresh, whole = await self._claim(request)
-            try:
-                await self._apply(fresh, request.network)
-                with self.timings.measure("mark"):
-                    return await self._save(replace(whole, phase="attached"))
-            except (Exception, asyncio.CancelledError):
-                self.timings.counts["failed add"] += 1
-                await asyncio.shield(self._undo(whole, fresh.parts))
-                raise
+            with self.networks.held(request.network.name):
+                return await self._add(request)
 
     async def detach(self, key: Key, parts: tuple[str, ...] = ()) -> None:
         """Take these parts away (() = all). What is gone already is success; what was never there too."""
@@ -125,7 +116,7 @@ class Attacher:
                 return
             going = leaving(record, parts)
             if going:
-                await asyncio.shield(self._release(record, going, defer=record.deferred_delete))
+                await to_its_end(self._release(record, going, defer=record.deferred_delete))
 
     async def _wait_for_deferred(self, key: Key) -> None:
         if key in self._later:
@@ -140,12 +131,32 @@ class Attacher:
 
     # --- add: its steps -------------------------------------------------------------------------------------------
 
+    async def _add(self, request: Request) -> Attachment:
+        if "wire" in request.parts or isinstance(request.address, Take):
+            await self.networks.stay(request.network)
+        if "wire" in request.parts:
+            with self.timings.measure("network"):
+                await self.networks.bring_up(request.network)
+        with self.timings.measure("claim"):
+            fresh, whole = await self._claim(request)
+        try:
+            await to_its_end(self._apply(fresh, request.network))
+            with self.timings.measure("mark"):
+                return await self._save(replace(whole, phase="attached", making=()))
+        except (Exception, asyncio.CancelledError):
+            self.timings.counts["failed add"] += 1
+            await to_its_end(self._undo(whole, fresh.parts))
+            raise
+
     async def _make_way(self, request: Request) -> None:
         """An earlier attachment of the same key: alive → Conflict; dead, or other parts of a chain → fine."""
         await self._wait_for_deferred(request.key)
         old = self.records.get(request.key)
         if old is None:
             return
+        if old.phase == "claimed" and old.making:  # an earlier call for these parts could not even be undone
+            await to_its_end(self._release(old, old.making))
+            old = self.records[request.key]
         again = tuple(part for part in request.parts if part in old.parts)
         if not again and old.phase == "attached":
             return
@@ -155,7 +166,7 @@ class Attacher:
                 f"{request.key} is attached already ({what}): duplicate allocation is not allowed",
                 hint=f"delete it first (CNI DEL), or: towpath attach rm {request.key}",
             )
-        await self._release(old, leaving(old, again or old.parts))
+        await to_its_end(self._release(old, leaving(old, again or old.parts)))
 
     async def alive(self, record: Attachment) -> bool:
         """Whether the container that the record was made for still has its namespace or wire."""
@@ -173,10 +184,10 @@ class Attacher:
             rows = claims.rows(fresh)
             await claims.refuse_clashes(self.store, fresh)
             cursor = await self._cursor(request, leases)
-            result = await self.store.txn(
-                claims.unclaimed(rows),
-                (*rows, *cursor, Put(claims.attachment_row(request.key), schema.rewrite(None, whole))),
-            )
+            row = claims.attachment_row(request.key)
+            kept = await self.store.get(row) if old else None
+            put = Put(row, schema.rewrite(kept.value if kept else None, whole))
+            result = await self.store.txn(claims.unclaimed(rows), (*rows, *cursor, put))
             if not result.ok:
                 raise await claims.taken(self.store, tuple(rows[i] for i in result.failed))
         except (Exception, asyncio.CancelledError):
@@ -298,9 +309,22 @@ class Attacher:
 
     async def _release(self, record: Attachment, going: tuple[str, ...], *, defer: bool = False) -> None:
         """Kernel first, rows last: whatever fails in between is found again by its rows."""
-        gone = replace(record, parts=going)
-        if going == record.parts and record.phase != "detaching":
+        gone = replace(record, parts=going, netns=record.netns if self._same_netns(record) else "")
+        if set(going) != set(record.parts):
+            self.records[record.key] = replace(record, phase="claimed", making=going)
+        elif record.phase != "detaching":
             record = await self._mark_detaching(record)
+        try:
+            await self._take_away(record, gone, defer=defer)
+        except BaseException:
+            self.records[record.key] = record
+            raise
+
+    def _same_netns(self, record: Attachment) -> bool:
+        """Whether the path still leads to the namespace of the record: another one there is somebody else's."""
+        return bool(record.netns_id) and self.kernel.netns_id(record.netns) == record.netns_id
+
+    async def _take_away(self, record: Attachment, gone: Attachment, *, defer: bool) -> None:
         firewall, links = plan_detach(gone)
         with self.timings.measure("undo firewall"):
             await self.kernel.apply(firewall)
@@ -331,7 +355,8 @@ class Attacher:
             await self.kernel.apply(links)
         row = claims.attachment_row(record.key)
         left = claims.without(record, gone.parts)
-        last = Put(row, schema.rewrite(None, left)) if left.parts else Delete(row)
+        old = await self.store.get(row)
+        last = Put(row, schema.rewrite(old.value if old else None, left)) if left.parts else Delete(row)
         drops = tuple(Delete(put.key) for put in claims.rows(gone))
         await self.store.txn((), (*drops, last), releasing=True)
         if left.parts:
@@ -398,23 +423,40 @@ class Attacher:
 
         One that lives and came from another caller stays: two runtimes may share a network.
         """
-        problems: list[str] = []
+        going: list[Attachment] = []
         for record in list(self.records.values()):
             key = record.key
             if key.origin != origin or key.network != network or (key.container, key.ifname) in keep:
                 continue
+            if key in self._alone:  # its ADD or DEL is under way: the list is older than that
+                continue
             if caller and record.caller and record.caller != caller and await self.alive(record):
                 continue
-            try:
-                await self.detach(key)
-            except Exception as exc:  # every other attachment still gets its turn
-                log.exception("gc could not detach", extra={"attachment": str(key)})
-                problems.append(f"{key}: {exc}")
+            going.append(record)
+        problems = await self._detach_each(going)
         await self.settle()
         row = self.networks.rows.get(network)
-        if row is not None and row.source == "cni" and not self.in_use(network) and not problems:
-            await self.networks.drop(network)
+        if row is not None and row.source == "cni" and not problems:
+            await self.networks.drop(network, self.in_use)  # not dropped = somebody joined it just now
         return tuple(problems)
+
+    async def _detach_each(self, records: Iterable[Attachment]) -> list[str]:
+        """Detach them, many at once; in words what failed: one that cannot go keeps no other back."""
+        room = asyncio.Semaphore(DETACHED_AT_ONCE)
+        outcomes = await asyncio.gather(*(self._detach_one(record, room) for record in records))
+        return [failed for failed in outcomes if failed]
+
+    async def _detach_one(self, record: Attachment, room: asyncio.Semaphore) -> str:
+        async with room:
+            now = self.records.get(record.key)
+            if now is None or now.created != record.created:
+                return ""  # gone meanwhile, perhaps made anew
+            try:
+                await self.detach(record.key)
+            except Exception as exc:  # every other attachment still gets its turn
+                log.exception("could not detach", extra={"attachment": str(record.key)})
+                return f"{record.key}: {exc}"
+        return ""
 
     async def load(self) -> None:
         """Read every row into memory. No write, neither to the store nor to the kernel."""
@@ -446,25 +488,32 @@ class Attacher:
 
     async def recover(self) -> int:
         """After a start: finish what a crash cut short, and reclaim what died meanwhile. Returns how many went."""
-        gone = 0
+        going = []
         for record in list(self.records.values()):
-            if record.phase == "attached" and record.boot == self.setting.boot and await self._lives_or_unknown(record):
+            known = record.boot == self.setting.boot and await self._lives_or_unknown(record)
+            if known and record.phase == "attached":
                 continue
             log.warning("reclaimed", extra={"attachment": str(record.key), "phase": record.phase})
-            await self.detach(record.key)
-            gone += 1
-        return gone
+            if known and record.phase == "claimed" and record.making:
+                await self._give_up(record)
+            else:
+                going.append(record)
+        failed = await self._detach_each(going)
+        return len(going) - len(failed)
+
+    async def _give_up(self, record: Attachment) -> None:
+        """A plug-in of a chain was cut short: its parts go, those of the plug-ins before it live on."""
+        async with self._alone(record.key):
+            await to_its_end(self._undo(record, record.making))
 
     async def sweep(self) -> int:
         """Detach what died without a DEL: neither its namespace nor its wire is there any more. Returns how many."""
-        dead = [r for r in list(self.records.values()) if r.phase == "attached" and "wire" in r.parts]
-        gone = 0
+        wired = [r for r in list(self.records.values()) if r.phase == "attached" and "wire" in r.parts]
+        dead = [record for record in wired if not await self._lives_or_unknown(record)]
         for record in dead:
-            if not await self._lives_or_unknown(record) and self.records.get(record.key) is record:
-                log.warning("died without a DEL", extra={"attachment": str(record.key)})
-                await self.detach(record.key)
-                gone += 1
-        return gone
+            log.warning("died without a DEL", extra={"attachment": str(record.key)})
+        failed = await self._detach_each(dead)
+        return len(dead) - len(failed)
 
     async def _lives_or_unknown(self, record: Attachment) -> bool:
         return not record.netns or not record.netns_id or await self.alive(record)
@@ -476,11 +525,11 @@ class Attacher:
 
     async def network(self, wanted: Network, given: frozenset[str] | None = None) -> Network:
         """The row for a runtime's configuration (see Networks.want); reservations of host-local are adopted with it."""
-        known = wanted.name in self.networks.rows
-        row = await self.networks.want(wanted, given, self.in_use(wanted.name))
-        if not known:
-            await self._adopt(row)
-        return row
+        if wanted.name not in self.networks.rows:
+            async with self._alone(wanted.name):  # others that name it first wait for its reservations too
+                if wanted.name not in self.networks.rows:
+                    await self._adopt(wanted)  # before the row: cut short, it is done again
+        return await self.networks.want(wanted, given, self.in_use(wanted.name))
 
     async def _adopt(self, network: Network) -> None:
         found = [r for r in await asyncio.to_thread(adopted, network, self.setting.boot) if r.key not in self.records]
@@ -507,9 +556,11 @@ class Attacher:
 
     async def create_network(self, network: Network) -> Network:
         self.networks.check_free(network)
-        made = await self.networks.create(network)
-        await self._adopt(made)
-        return made
+        await self.networks.check_fits(network)
+        async with self._alone(network.name):
+            if network.name not in self.networks.rows:
+                await self._adopt(network)
+            return await self.networks.create(network)
 
     async def drop_network(self, name: str) -> None:
         """Conflict while anything is attached to it."""
@@ -522,7 +573,8 @@ class Attacher:
             )
         if self.networks.rows[name].source == "yaml":
             raise Conflict(f"network {name!r} comes from the configuration file", hint="remove it there and restart")
-        await self.networks.drop(name)
+        if not await self.networks.drop(name, self.in_use):
+            raise Conflict(f"network {name!r} is in use by an ADD that is under way", hint="try again")
 
     def list_networks(self) -> list[Network]:
         return [self.networks.rows[name] for name in sorted(self.networks.rows)]

@@ -86,6 +86,7 @@ def merge(old: Attachment, fresh: Attachment) -> Attachment:
     whole = replace(
         old,
         phase="claimed",
+        making=fresh.parts,
         parts=(*old.parts, *(part for part in fresh.parts if part not in old.parts)),
         leases=old.leases or fresh.leases,
         netns=old.netns or fresh.netns,
@@ -122,8 +123,8 @@ def merge(old: Attachment, fresh: Attachment) -> Attachment:
 
 
 def without(record: Attachment, parts: tuple[str, ...]) -> Attachment:
-    """The record when these parts are gone."""
-    left = replace(record, parts=tuple(part for part in record.parts if part not in parts))
+    """The record when these parts are gone: what is left was whole before they came."""
+    left = replace(record, phase="attached", making=(), parts=tuple(part for part in record.parts if part not in parts))
     if "ports" in parts:
         left = replace(left, ports=(), port_rules=PortRules())
     if "firewall" in parts:

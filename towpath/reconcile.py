@@ -102,6 +102,8 @@ async def reconcile(dirty: Dirty, run: Callable[[frozenset[str]], Awaitable[int]
                 log.warning("kernel brought back to the tables", extra={"changed": changed})
         except TowpathError as failed:
             log.error("reconcile failed", extra={"error": str(failed)})
+        except Exception:  # a netlink socket that overflowed, say: whatever it was, there is a next run
+            log.exception("reconcile failed")
         try:
             await asyncio.wait_for(dirty.wait(), max(0.0, last + INTERVAL - now()))
         except TimeoutError:

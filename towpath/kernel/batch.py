@@ -129,6 +129,8 @@ class Batch:
         if link.kind != "bridge":
             self._fail(op, errno.EEXIST, f'"{op.name}" already exists but is not a bridge')
         self._index[op.name] = link.index
+        if not link.alias and link.mac == op.mac:  # a death kept us from marking it: nobody else chooses that address
+            self._later(op, links.mark(op.name))
         promiscuous = True if op.promiscuous and not link.promiscuous else None
         if not link.up or promiscuous:
             self._later(op, links.set_link(SetLink(op.name, up=True, promiscuous=promiscuous)))
