@@ -299,3 +299,7 @@ def test_checking_goes_on_past_a_container_whose_namespace_is_gone(agent: FakeAg
     done = call("attach", "check")
     assert (done.exit_code, done.stdout.startswith("run/web/c1/eth0: ")) == (1, True)
     assert "/run/netns/a" in done.stdout
+
+
+def test_a_network_without_a_subnet_is_made_and_says_what_that_means(agent: FakeAgent, call: Towpath) -> None:
+    assert call("network", "create", "l2").stdout == "network l2 made (no --subnet: containers get no address)\n"

@@ -43,7 +43,13 @@ def create(settings: Settings, /, name: str, **options: Any) -> None:
     body = {"name": name, **body_of(options)}
     with progress(f"making network {name}"):
         made = settings.client().post("networks", body=body)
-    settings.show(made, f"network {made['name']} made ({', '.join(made['subnets']) or made['mode']})")
+    settings.show(made, f"network {made['name']} made ({described(made)})")
+
+
+def described(row: dict[str, Any]) -> str:
+    if row["mode"] == "host":
+        return "the host's own addresses"
+    return ", ".join(row["subnets"]) or "no --subnet: containers get no address"
 
 
 def body_of(options: dict[str, Any]) -> dict[str, Any]:
