@@ -557,7 +557,6 @@ class Attacher:
     async def create_network(self, network: Network) -> Network:
         self.networks.check_free(network)
         await self.networks.check_fits(network)
-        await self.networks.check_fits(network)
         async with self._alone(network.name):
             if network.name not in self.networks.rows:
                 await self._adopt(network)
