@@ -41,7 +41,7 @@ def test_every_key_of_the_file_is_read() -> None:
     firewall: nftables
     log_level: debug
     log_format: json
-    cni: {bin_dir: /usr/lib/cni, conf_dir: /tmp/net.d}
+    cni: {bin_dir: /usr/lib/cni}
     networks: [{name: web, subnet: 10.1.0.0/24}]
     """
     assert parse(text) == Config(
@@ -51,7 +51,7 @@ def test_every_key_of_the_file_is_read() -> None:
         firewall="nftables",
         log_level="debug",
         log_format="json",
-        cni=Cni("/usr/lib/cni", "/tmp/net.d"),
+        cni=Cni("/usr/lib/cni"),
         networks=(Network("web", pools=(WEB,), source="yaml"),),
     )
 

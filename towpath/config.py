@@ -27,7 +27,6 @@ MODES = ("host", "bridge")  # those that are shipped; the agent may know more by
 @dataclass(frozen=True, slots=True)
 class Cni:
     bin_dir: str = "/opt/cni/bin"
-    conf_dir: str = "/etc/cni/net.d"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +108,7 @@ KEYS = (
     ),
     Key("log_level", "debug, info, warning or error", "what is logged", _one_of("debug", "info", "warning", "error")),
     Key("log_format", "text or json", "how it is logged", _one_of("text", "json")),
-    Key("cni.bin_dir", "path", "where `towpath cni install` puts the executables", _absolute),
-    Key("cni.conf_dir", "path", "where runtimes look for CNI configurations", _absolute),
+    Key("cni.bin_dir", "path", "where `towpath cni install` puts the executables, unless it is told", _absolute),
     Key("networks", "list of networks", "networks of this node: see the keys of a network"),
 )
 

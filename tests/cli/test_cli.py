@@ -303,3 +303,21 @@ def test_checking_goes_on_past_a_container_whose_namespace_is_gone(agent: FakeAg
 
 def test_a_network_without_a_subnet_is_made_and_says_what_that_means(agent: FakeAgent, call: Towpath) -> None:
     assert call("network", "create", "l2").stdout == "network l2 made (no --subnet: containers get no address)\n"
+
+
+def test_executables_go_where_the_configuration_says_and_ask_the_agent_that_it_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, file = tmp_path / "bin", tmp_path / "towpath.yaml"
+    place.mkdir()
+    file.write_text(f"socket: {tmp_path}/other.sock\ncni: {{bin_dir: {place}}}\n")
+    monkeypatch.setattr("towpath.cli.config.DEFAULT", str(file))
+    monkeypatch.delenv("TOWPATH_SOCKET", raising=False)
+    done = CliRunner().invoke(towpath, ["cni", "install", "--compiler", "never", "--json"])
+    assert {"directory": str(place), "socket": f"{tmp_path}/other.sock"}.items() <= json.loads(done.stdout).items()
+
+
+def test_the_keys_of_a_network_are_shown_with_those_of_the_file(call: Towpath) -> None:
+    shown = call("config", "show").stdout
+    assert "KEY OF A NETWORK" in shown
+    assert "preserve_default_vlan" in shown
