@@ -296,7 +296,10 @@ class FakeKernel:
     def pick_firewall(self, setting: str) -> str:
         return setting if setting != "auto" else "iptables" if self.managed else "nftables"
 
-    async def heal(self, firewall: str, wanted: Callable[[], Wanted], full: bool) -> int:
+    async def touched(self, firewall: str) -> bool:
+        return True
+
+    async def heal(self, firewall: str, wanted: Callable[[], Wanted]) -> int:
         wall, asked = self.firewall(firewall), wanted()
         return wall.heal([*asked.settled, *(rule for rule in asked.moving if rule in wall.rules)])
 

@@ -15,10 +15,13 @@ from towpath.parts import rules
 log = logging.getLogger(__name__)
 
 SETTLE = 0.2  # seconds: a burst of changes becomes one run
-INTERVAL = 30.0  # seconds between runs where nothing was heard
+INTERVAL = 30.0  # seconds between looks for what makes no sound
+FULL = 600.0  # seconds between readings of everything: nothing should be found then
 
 
-ALL = frozenset({"firewall", "links", "addresses"})
+# What a run looks at. The kernel names the first three when they change; the dead say nothing.
+ALL = frozenset({"firewall", "links", "addresses", "dead"})
+ROUTINE = frozenset({"firewall", "links", "dead"})
 
 
 class Dirty:
@@ -52,20 +55,25 @@ async def heal(attacher: Attacher, setting: str, words: frozenset[str] = ALL) ->
     """
     full = words == ALL
     changed = 0
-    if "firewall" in words:
-        before = attacher.setting.firewall
-        await attacher.follow_firewall(setting)
-        used = {record.firewall for record in attacher.records.values() if record.firewall}
-        # The one that moved in first, so that no port is closed for a moment; the one that was left last.
-        for backend in dict.fromkeys((attacher.setting.firewall, *sorted(used), before)):
-            changed += await attacher.kernel.heal(backend, partial(_wanted, attacher, backend), full)
+    if full or ("firewall" in words and await attacher.kernel.touched(attacher.setting.firewall)):
+        changed += await _heal_firewall(attacher, setting)
     if "addresses" in words:
         await attacher.look_at_node()
         changed += await attacher.networks.verify()
     elif "links" in words:
         changed += await attacher.networks.verify_devices()
-    if full:
+    if "dead" in words:
         await attacher.sweep()
+    return changed
+
+
+async def _heal_firewall(attacher: Attacher, setting: str) -> int:
+    before, changed = attacher.setting.firewall, 0
+    await attacher.follow_firewall(setting)
+    used = {record.firewall for record in attacher.records.values() if record.firewall}
+    # The one that moved in first, so that no port is closed for a moment; the one that was left last.
+    for backend in dict.fromkeys((attacher.setting.firewall, *sorted(used), before)):
+        changed += await attacher.kernel.heal(backend, partial(_wanted, attacher, backend))
     return changed
 
 
@@ -91,12 +99,13 @@ async def follow(changes: AsyncIterator[str], dirty: Dirty) -> None:
 
 
 async def reconcile(dirty: Dirty, run: Callable[[frozenset[str]], Awaitable[int]]) -> None:
-    """In full at start and every INTERVAL seconds, once per burst of changes; a run that fails is tried again."""
-    words, last = ALL, 0.0
+    """In full at start and every FULL seconds, ROUTINE every INTERVAL, else once per burst of what changed.
+
+    A run that fails is tried again by the next one.
+    """
     now = asyncio.get_running_loop().time
+    words, routine, full = ALL, now() + INTERVAL, now() + FULL
     while True:
-        if words == ALL:
-            last = now()
         try:
             if changed := await run(words):
                 log.warning("kernel brought back to the tables", extra={"changed": changed})
@@ -105,9 +114,10 @@ async def reconcile(dirty: Dirty, run: Callable[[frozenset[str]], Awaitable[int]
         except Exception:  # a netlink socket that overflowed, say: whatever it was, there is a next run
             log.exception("reconcile failed")
         try:
-            await asyncio.wait_for(dirty.wait(), max(0.0, last + INTERVAL - now()))
+            await asyncio.wait_for(dirty.wait(), max(0.0, routine - now()))
         except TimeoutError:
-            words = ALL
+            words, routine = (ALL if now() >= full else ROUTINE), now() + INTERVAL
+            full = now() + FULL if words == ALL else full
             continue
         await asyncio.sleep(SETTLE)
         words = dirty.take()  # before the run: a change that arrives meanwhile is not lost

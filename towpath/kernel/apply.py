@@ -148,8 +148,11 @@ class LinuxKernel:
 
         return firewall.pick(setting)
 
-    async def heal(self, firewall: str, wanted: Callable[[], Wanted], full: bool) -> int:
-        return await self._writer.heal(firewall, wanted, full)
+    async def heal(self, firewall: str, wanted: Callable[[], Wanted]) -> int:
+        return await self._writer.heal(firewall, wanted)
+
+    async def touched(self, firewall: str) -> bool:
+        return await self._writer.touched(firewall)
 
     def changes(self) -> AsyncIterator[str]:
         return watch.changes()

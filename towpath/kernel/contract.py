@@ -126,11 +126,15 @@ class Kernel(Protocol):
         """ "auto" → "iptables" where a foreign iptables manager owns the filter table, else "nftables"."""
         ...
 
-    async def heal(self, firewall: str, wanted: Callable[[], Wanted], full: bool) -> int:
+    async def heal(self, firewall: str, wanted: Callable[[], Wanted]) -> int:
         """Firewall.heal, in turn with the commits of apply (one writer); `wanted` is asked when the turn has come.
 
-        full=False: nothing is read where nobody but us wrote to nf_tables since the last time. Returns what changed.
+        Returns how many things had to be changed.
         """
+        ...
+
+    async def touched(self, firewall: str) -> bool:
+        """Whether somebody but us may have written to nf_tables since the last heal of this back end."""
         ...
 
     def changes(self) -> AsyncIterator[str]:

@@ -17,6 +17,8 @@ from towpath.plan import Op
 
 GETGEN = 10 << 8 | 16  # linux/netfilter/nf_tables.h NFT_MSG_GETGEN in NFNL_SUBSYS_NFTABLES
 GEN_ID = 1
+# Transactions of one commit: a batch of elements is one; iptables-restore makes one per family and table.
+TRANSACTIONS, MOST = {"nftables": 1}, 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +35,15 @@ class Heal:
 
     firewall: str
     wanted: Callable[[], Wanted]
-    full: bool
     changed: int = 0
+
+
+@dataclass(slots=True)
+class Ask:
+    """Whether somebody else wrote since the last heal of this back end: `touched`, when the turn has come."""
+
+    firewall: str
+    touched: bool = True
 
 
 class Generation:
@@ -58,9 +67,14 @@ class Generation:
     def untouched(self, name: str) -> bool:
         return self._known.get(name, -1) == self.now() >= 0
 
-    def wrote(self, before: int) -> None:
-        """A transaction of ours came after `before` was read: who knew that count knows the new one too."""
+    def wrote(self, before: int, most: int = MOST) -> None:
+        """At most `most` transactions of ours came after `before` was read: who knew that count knows the new one too.
+
+        More than that, and somebody else wrote at the same moment: then nobody knows.
+        """
         after = self.now()
+        if after - before > most:
+            return
         self._known = {name: after if known == before else known for name, known in self._known.items()}
 
 
@@ -71,22 +85,27 @@ class Writer:
         self._firewall = firewall
         self._default = default
         self._generation = Generation()
-        self._line: Grouped[Rules | Heal] = Grouped("towpath-rules", self._work)
+        self._line: Grouped[Rules | Heal | Ask] = Grouped("towpath-rules", self._work)
 
     async def commit(self, rules: Rules) -> None:
         await self._line.submit(rules)
 
-    async def heal(self, firewall: str, wanted: Callable[[], Wanted], full: bool) -> int:
-        turn = Heal(firewall, wanted, full)
+    async def heal(self, firewall: str, wanted: Callable[[], Wanted]) -> int:
+        turn = Heal(firewall, wanted)
         await self._line.submit(turn)
         return turn.changed
+
+    async def touched(self, firewall: str) -> bool:
+        turn = Ask(firewall)
+        await self._line.submit(turn)
+        return turn.touched
 
     def close(self) -> None:
         self._line.close()
 
     # --- in the thread ------------------------------------------------------------------------------------------------
 
-    def _work(self, requests: list[Rules | Heal]) -> list[BaseException | None]:
+    def _work(self, requests: list[Rules | Heal | Ask]) -> list[BaseException | None]:
         """Commits first, as one transaction per back end; then whoever wants to heal, one after the other."""
         outcomes: dict[int, BaseException | None] = {}
         by_name: dict[str, list[int]] = {}
@@ -96,10 +115,13 @@ class Writer:
         for name, places in by_name.items():
             before = self._generation.now()
             outcomes.update(zip(places, self._commit(name, [rules[p].changes for p in places]), strict=True))
-            self._generation.wrote(before)
+            self._generation.wrote(before, TRANSACTIONS.get(name, MOST))
         for place, turn in enumerate(requests):
             if isinstance(turn, Heal):
                 outcomes[place] = self._heal(turn)
+            elif isinstance(turn, Ask):
+                turn.touched = not self._generation.untouched(turn.firewall)
+                outcomes[place] = None
         return [outcomes[place] for place in range(len(requests))]
 
     def _commit(self, name: str, requests: list[tuple[Op, ...]]) -> list[BaseException | None]:
@@ -115,11 +137,10 @@ class Writer:
 
     def _heal(self, turn: Heal) -> BaseException | None:
         try:
-            if turn.full or not self._generation.untouched(turn.firewall):
-                before = self._generation.now()
-                turn.changed = self._bring(self._firewall(turn.firewall), turn.wanted())
-                self._generation.wrote(before)
-                self._generation.settle(turn.firewall)
+            before = self._generation.now()
+            turn.changed = self._bring(self._firewall(turn.firewall), turn.wanted())
+            self._generation.wrote(before)
+            self._generation.settle(turn.firewall)
         except Exception as failure:
             return failure
         return None
