@@ -454,7 +454,8 @@ class Attacher:
             try:
                 await self.detach(record.key)
             except Exception as exc:  # every other attachment still gets its turn
-                log.exception("could not detach", extra={"attachment": str(record.key)})
+                trace = not isinstance(exc, TowpathError)
+                log.error("could not detach", exc_info=trace, extra={"attachment": str(record.key), "error": str(exc)})
                 return f"{record.key}: {exc}"
         return ""
 
