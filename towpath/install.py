@@ -173,14 +173,17 @@ def sync(path: Path) -> None:
 def ask_version(executable: Path) -> str:
     """Run VERSION with an empty environment, as runtimes do; "" or what is wrong with the answer."""
     try:
-        done = subprocess.run(
-            [executable],
-            env={"CNI_COMMAND": "VERSION"},
-            input=b'{"cniVersion":"1.0.0"}',
-            capture_output=True,
-            timeout=30,
-            check=False,
-        )
+        with tempfile.TemporaryFile() as stdin:  # all there at once: VERSION does not wait for what comes late
+            stdin.write(b'{"cniVersion":"1.0.0"}')
+            stdin.seek(0)
+            done = subprocess.run(
+                [executable],
+                env={"CNI_COMMAND": "VERSION"},
+                stdin=stdin,
+                capture_output=True,
+                timeout=30,
+                check=False,
+            )
         answer = json.loads(done.stdout)
     except (OSError, subprocess.TimeoutExpired) as exc:
         return str(exc)
