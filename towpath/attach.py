@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from errno import EEXIST, ENODEV
 
@@ -531,6 +532,30 @@ class Attacher:
                 if wanted.name not in self.networks.rows:
                     await self._adopt(wanted)  # before the row: cut short, it is done again
         return await self.networks.want(wanted, given, self.in_use(wanted.name))
+
+    @asynccontextmanager
+    async def joined(self, wanted: Network, given: frozenset[str] | None = None) -> AsyncIterator[Network]:
+        """The same for as long as the body takes: where it fails, the row and its device are as they were before."""
+        before = self.networks.rows.get(wanted.name)
+        row = await self.network(wanted, given)
+        try:
+            yield row
+        except BaseException:
+            if row is not before:
+                await to_its_end(self._leave(row, before))
+            raise
+
+    async def _leave(self, row: Network, before: Network | None) -> None:
+        """The caller hears why the call failed; an unused row that could not go now goes with the next GC."""
+        try:
+            if self.networks.rows.get(row.name) is not row or self.in_use(row.name):
+                return
+            if before is None:
+                await self.networks.drop(row.name, self.in_use)
+            else:
+                await self.networks.want(before, None, in_use=False)
+        except TowpathError as failed:
+            log.error("network could not be put back", extra={"network": row.name, "error": str(failed)})
 
     async def _adopt(self, network: Network) -> None:
         found = [r for r in await asyncio.to_thread(adopted, network, self.setting.boot) if r.key not in self.records]

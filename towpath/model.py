@@ -89,6 +89,9 @@ class Route:
     table: int = 0
     scope: int | None = None
 
+    def __str__(self) -> str:
+        return f"{self.dst} via {self.gw}" if self.gw else str(self.dst)
+
 
 @dataclass(frozen=True, slots=True)
 class Dns:

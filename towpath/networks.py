@@ -100,7 +100,9 @@ class Networks:
         changed = differences(known, wanted, given)
         if not changed:
             return known
-        if known.source == "cni" and (not in_use or wanted.force_address):
+        if known.source == "cni" and not (in_use or self._held[wanted.name]):
+            return await self.replace(known, wanted)
+        if known.source == "cni" and wanted.force_address:
             return await self.save(wanted)
         key, here, there = changed[0]
         raise BadConfig(
@@ -126,6 +128,13 @@ class Networks:
         self.allocators.pop(network.name, None)
         self.up.discard(network.name)
         return network
+
+    async def replace(self, known: Network, wanted: Network) -> Network:
+        """The row of an unused network says something else now: what its old device was made for goes with it."""
+        async with self._devices:
+            if mode.get(known.mode).plan_network(known) != mode.get(wanted.mode).plan_network(wanted):
+                await to_its_end(self._drop_device(known))
+            return await self.save(wanted)
 
     async def declare(self, networks: tuple[Network, ...]) -> None:
         """Networks of the configuration file: their rows become what the file says; those it no longer names go."""
@@ -173,9 +182,7 @@ class Networks:
         kind = mode.get(network.mode)
         seen = await self.kernel.look()
         if reason := kind.check_network(network, seen):
-            raise BadConfig(
-                reason, hint="choose another bridge name; forceAddress replaces an address, never a device"
-            )
+            raise BadConfig(reason, hint="choose another bridge name; forceAddress replaces an address, never a device")
         if network.force_address:
             await self.kernel.apply(kind.replace_addresses(network, seen))
         await self.kernel.apply(kind.plan_network(network))
@@ -188,7 +195,7 @@ class Networks:
         """Raise Unavailable where an ADD could not work now (CNI STATUS)."""
         if reason := mode.get(network.mode).check_network(network, await self.kernel.look()):
             raise Unavailable(reason)
-        if network.pools:
+        if network.pools and network.name in self.rows:  # of one that is still to be made, every address is free
             (await self.allocator(network)).check_room()
 
     async def verify(self) -> int:
@@ -257,13 +264,21 @@ class Networks:
     async def _drop(self, network: Network) -> None:
         name = network.name
         await self.store.txn((), (Delete(lease_row(name, ""), prefix=True), Delete(f"cursors/{name}")))
+        await self._drop_device(network)
+        await self.store.delete(row(name))  # last: a crash before it leaves a network that can be dropped again
+
+    async def _drop_device(self, network: Network) -> None:
+        """The device goes if it is of our making; another network's, or one with a port of somebody else's, stays."""
         kind = mode.get(network.mode)
         device = kind.home(network)
-        shared = any(mode.get(other.mode).home(other) == device for other in self.rows.values())
-        seen = await self.kernel.link(device) if device and not shared else None
-        if seen is not None and made_by(kind.plan_network(network), seen):
+        others = (other for other in self.rows.values() if other.name != network.name)
+        if not device or any(mode.get(other.mode).home(other) == device for other in others):
+            return
+        seen = await self.kernel.look()
+        link = seen.link(device)
+        ports = any(port.master == device for port in seen.links)
+        if link is not None and not ports and made_by(kind.plan_network(network), link):
             await self.kernel.apply(kind.plan_drop_network(network))
-        await self.store.delete(row(name))  # last: a crash before it leaves a network that can be dropped again
 
 
 def made_by(plan: Plan, seen: LinkSeen) -> bool:
