@@ -164,6 +164,41 @@ async def test_what_a_partial_del_has_dropped_is_not_healed_back_while_it_is_und
     assert not any(isinstance(rule, Publish) for rule in kernel.rules)
 
 
+async def test_a_flush_while_a_chain_grows_is_healed_for_the_parts_that_stand() -> None:
+    made, kernel = await chain()
+    await made.add(request(parts=("firewall",), address=None, place=Foreign(NETNS, "br-shop"), ports=()))
+    held = set(kernel.rules)
+    task = asyncio.create_task(made.add(chained()))
+    await asyncio.sleep(0)
+    while made.records[request().key].phase != "claimed":  # noqa: ASYNC110 (turn by turn)
+        await asyncio.sleep(0)
+    kernel.rules.clear()
+    await reconcile.heal(made, "nftables")
+    assert held <= kernel.rules
+    await task
+
+
+async def test_what_a_failed_run_was_to_look_at_is_looked_at_by_the_next() -> None:
+    runs: list[frozenset[str]] = []
+
+    async def run(words: frozenset[str]) -> int:
+        runs.append(words)
+        if "addresses" in words and len(runs) == 2:
+            raise OSError("netlink: no buffer space")
+        return 0
+
+    dirty = reconcile.Dirty()
+    task = asyncio.create_task(reconcile.reconcile(dirty, run))
+    for word in ("addresses", "links", "links"):
+        await asyncio.sleep(0.01)
+        dirty.mark(word)
+        await asyncio.sleep(reconcile.SETTLE + 0.05)
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    assert runs[1:] == [{"addresses"}, {"addresses", "links"}, {"links"}]
+
+
 async def test_tuning_is_never_put_back_into_a_namespace_that_took_the_path_over() -> None:
     made, kernel, _ = await ready()
     kernel.add_link("eth0", netns=NETNS)

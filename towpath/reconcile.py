@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from functools import partial
 
 from towpath.attach import Attacher
 from towpath.errors import TowpathError
 from towpath.kernel.contract import Wanted
+from towpath.model import Attachment
 from towpath.parts import rules
 
 log = logging.getLogger(__name__)
@@ -80,9 +82,26 @@ async def _heal_firewall(attacher: Attacher, setting: str) -> int:
 def _wanted(attacher: Attacher, firewall: str) -> Wanted:
     """Called in the writer's thread: the copy is one step of the interpreter, so no ADD changes the dict under it."""
     records = [record for record in list(attacher.records.values()) if record.firewall == firewall]
-    settled = [rule for record in records if record.phase == "attached" for rule in rules.rules(record)]
-    moving = [rule for record in records if record.phase != "attached" for rule in rules.rules(record)]
+    settled = [rule for record in records for rule in rules.rules(with_parts(record, settled_parts(record)))]
+    under_way = [record for record in records if record.phase != "attached"]
+    moving = [rule for record in under_way for rule in rules.rules(with_parts(record, moving_parts(record)))]
     return Wanted(tuple(settled), tuple(moving))
+
+
+def moving_parts(record: Attachment) -> tuple[str, ...]:
+    """The parts that an ADD or DEL is at work on."""
+    if record.phase == "attached":
+        return ()
+    return record.making if record.phase == "claimed" and record.making else record.parts
+
+
+def settled_parts(record: Attachment) -> tuple[str, ...]:
+    moving = moving_parts(record)
+    return tuple(part for part in record.parts if part not in moving)
+
+
+def with_parts(record: Attachment, parts: tuple[str, ...]) -> Attachment:
+    return record if parts == record.parts else replace(record, parts=parts)
 
 
 async def adopt_devices(attacher: Attacher) -> None:
@@ -105,10 +124,13 @@ async def reconcile(dirty: Dirty, run: Callable[[frozenset[str]], Awaitable[int]
     """
     now = asyncio.get_running_loop().time
     words, routine, full = ALL, now() + INTERVAL, now() + FULL
+    missed: frozenset[str] = frozenset()
     while True:
+        words, missed = words | missed, words | missed
         try:
             if changed := await run(words):
                 log.warning("kernel brought back to the tables", extra={"changed": changed})
+            missed = frozenset()
         except TowpathError as failed:
             log.error("reconcile failed", extra={"error": str(failed)})
         except Exception:  # a netlink socket that overflowed, say: whatever it was, there is a next run

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from towpath.kernel.contract import Firewall, Wanted
 from towpath.kernel.crew import Grouped
 from towpath.kernel.netlink import NETLINK_NETFILTER, Message, Netlink, attributes
-from towpath.plan import Op
+from towpath.plan import Op, Rule
 
 GETGEN = 10 << 8 | 16  # linux/netfilter/nf_tables.h NFT_MSG_GETGEN in NFNL_SUBSYS_NFTABLES
 GEN_ID = 1
@@ -61,8 +61,10 @@ class Generation:
             return -1
         return int.from_bytes(attributes(answer.data[0], 4)[GEN_ID], "big")
 
-    def settle(self, name: str) -> None:
-        self._known[name] = self.now()
+    def settle(self, name: str, before: int) -> None:
+        """What was read since `before` was all as it should be. Somebody wrote meanwhile: then nobody knows."""
+        if self.now() == before:
+            self._known[name] = before
 
     def untouched(self, name: str) -> bool:
         return self._known.get(name, -1) == self.now() >= 0
@@ -138,16 +140,19 @@ class Writer:
     def _heal(self, turn: Heal) -> BaseException | None:
         try:
             before = self._generation.now()
-            turn.changed = self._bring(self._firewall(turn.firewall), turn.wanted())
-            self._generation.wrote(before)
-            self._generation.settle(turn.firewall)
+            firewall, wanted = self._firewall(turn.firewall), turn.wanted()
+            moving = self._seen(firewall, wanted.moving)
+            turn.changed = firewall.heal((*wanted.settled, *moving))
+            # After a change the kernel's word of it brings the next look, which settles. A rule under way that is
+            # not there may have been there: that too is looked at again.
+            if len(moving) == len(wanted.moving):
+                self._generation.settle(turn.firewall, before)
         except Exception as failure:
             return failure
         return None
 
-    def _bring(self, firewall: Firewall, wanted: Wanted) -> int:
-        rules = list(wanted.settled)
-        if wanted.moving:
-            seen = firewall.seen()
-            rules += [rule for rule in wanted.moving if firewall.fingerprints([rule]) <= seen]
-        return firewall.heal(rules)
+    @staticmethod
+    def _seen(firewall: Firewall, rules: tuple[Rule, ...]) -> list[Rule]:
+        """Those of the rules that are installed."""
+        seen = firewall.seen() if rules else frozenset()
+        return [rule for rule in rules if firewall.fingerprints([rule]) <= seen]
