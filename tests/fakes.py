@@ -33,6 +33,7 @@ from towpath.plan import (
     ForgetNeighbours,
     Phase,
     Plan,
+    PlugPort,
     PortVlans,
     Publish,
     Rule,
@@ -41,6 +42,7 @@ from towpath.plan import (
     Sysctl,
     Unshape,
 )
+from towpath.timings import Timings
 
 HOST_ID = 4026531840
 NO_MAC = "00:00:00:00:00:00"
@@ -121,7 +123,9 @@ class FakeFirewall:
         self.commits = 0
         self.fail_next: int = 0  # an errno: the next commit raises it
 
-    def commit(self, changes: tuple[object, ...]) -> None:
+    quick = True
+
+    def commit(self, changes: tuple[object, ...]) -> int:
         if self.fail_next:
             number, self.fail_next = self.fail_next, 0
             raise PhaseFailed("firewall", changes, number)
@@ -136,6 +140,7 @@ class FakeFirewall:
                 raise TypeError(f"{change} is no change of a firewall")
         self.rules = after
         self.commits += 1
+        return 1
 
     @staticmethod
     def _refuse_taken(change: AddRule, rules: set[Rule]) -> None:
@@ -185,6 +190,7 @@ class FakeKernel:
         self.missing_sysctls = {"net/bridge"}  # prefixes of files that this kernel lacks
         self.flushed: list[FlushConntrack] = []
         self.closed = False
+        self.timings = Timings()
         self._next = 2
         self._watchers: list[asyncio.Queue[str]] = []
         for path in netns:
@@ -403,6 +409,13 @@ class FakeKernel:
         inside.peers[op.peer] = (place.id, op.name)
         place.ports[op.name] = " ".join(w for w, on in (("hairpin", op.hairpin), ("isolated", op.isolated)) if on)
 
+    def _plug_port(self, place: Place, op: PlugPort) -> None:
+        if op.name in place.links:
+            place.need(op.master)
+            place.links[op.name] = replace(place.links[op.name], master=op.master)
+            flags = (("hairpin", op.hairpin), ("isolated", op.isolated))
+            place.ports[op.name] = " ".join(word for word, on in flags if on)
+
     def _drop_link(self, place: Place, op: DropLink) -> None:
         self._forget(place, op.name)
 
@@ -468,6 +481,7 @@ class FakeKernel:
     _HANDS: dict[type, Callable[[FakeKernel, Place, Any], None]] = {
         EnsureBridge: _ensure_bridge,
         AddVeth: _add_veth,
+        PlugPort: _plug_port,
         DropLink: _drop_link,
         SetLink: _set_link,
         PortVlans: _port_vlans,

@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from errno import EEXIST, ENODEV
 
-from towpath import claims, mode, schema
+from towpath import checking, claims, mode, schema
 from towpath.errors import Conflict, PhaseFailed, TowpathError
 from towpath.kernel.contract import Kernel
 from towpath.keylock import KeyLocks
@@ -26,7 +26,6 @@ from towpath.networks import Networks, adopted
 from towpath.parts import ports, rules, shape, tuning
 from towpath.plan import Plan
 from towpath.store.contract import Delete, Put, Store
-from towpath.timings import Timings
 from towpath.unbroken import to_its_end
 
 log = logging.getLogger(__name__)
@@ -89,9 +88,9 @@ class Attacher:
         self.kernel = kernel
         self.node = node
         self.setting = setting
-        self.networks = Networks(store, kernel)
+        self.networks = Networks(store, kernel, self._plug)
         self.records: dict[Key, Attachment] = {}
-        self.timings = Timings()
+        self.timings = kernel.timings
         self._alone = KeyLocks()
         self._later: dict[Key, asyncio.Task[None]] = {}  # deferred deletes that have answered and are not done yet
 
@@ -139,11 +138,11 @@ class Attacher:
             with self.timings.measure("network"):
                 await self.networks.bring_up(request.network)
         with self.timings.measure("claim"):
-            fresh, whole = await self._claim(request)
+            fresh, whole, before = await self._claim(request)
         try:
             await to_its_end(self._apply(fresh, request.network))
             with self.timings.measure("mark"):
-                return await self._save(replace(whole, phase="attached", making=()))
+                return await self._save(replace(whole, phase="attached", making=()), known=before)
         except (Exception, asyncio.CancelledError):
             self.timings.counts["failed add"] += 1
             await to_its_end(self._undo(whole, fresh.parts))
@@ -175,8 +174,8 @@ class Attacher:
             return True
         return bool(record.veth) and await self.kernel.link(record.veth) is not None
 
-    async def _claim(self, request: Request) -> tuple[Attachment, Attachment]:
-        """Rows first. Returns (the parts of this call alone, the whole record)."""
+    async def _claim(self, request: Request) -> tuple[Attachment, Attachment, bytes]:
+        """Rows first. Returns (the parts of this call alone, the whole record, its row as it was before)."""
         leases = await self._leases(request)
         try:
             fresh = await self._record(request, leases)
@@ -197,7 +196,7 @@ class Attacher:
         if isinstance(request.address, Take):
             (await self.networks.allocator(request.network)).commit(leases, str(request.key))
         self.records[request.key] = whole
-        return fresh, whole
+        return fresh, whole, kept.value if kept else b""
 
     async def _leases(self, request: Request) -> tuple[Lease, ...]:
         if isinstance(request.address, Take):
@@ -266,15 +265,12 @@ class Attacher:
 
     async def _apply(self, fresh: Attachment, network: Network) -> None:
         links, firewall = plan_add(fresh, network)
-        with self.timings.measure("links"):
-            try:
-                await self.kernel.apply(links)
-            except PhaseFailed as failed:
-                if not await self._mended(failed, fresh, network):
-                    raise
-                await self.kernel.apply(links)
-        with self.timings.measure("firewall"):
-            await self.kernel.apply(firewall)
+        try:
+            await self.kernel.apply(links + firewall)
+        except PhaseFailed as failed:
+            if not await self._mended(failed, fresh, network):
+                raise
+            await self.kernel.apply(links + firewall)
 
     async def _mended(self, failed: PhaseFailed, fresh: Attachment, network: Network) -> bool:
         """Whether it is worth a second try: the bridge was taken away, or a deferred delete still holds the name."""
@@ -299,10 +295,13 @@ class Attacher:
         except TowpathError as failed:
             log.error("undo failed", extra={"attachment": str(whole.key), "error": str(failed)})
 
-    async def _save(self, record: Attachment) -> Attachment:
+    async def _save(self, record: Attachment, known: bytes | None = None) -> Attachment:
+        """known: the row as it stood before this call; None = read it first."""
         row = claims.attachment_row(record.key)
-        old = await self.store.get(row)
-        await self.store.txn((), (Put(row, schema.rewrite(old.value if old else None, record)),))
+        if known is None:
+            old = await self.store.get(row)
+            known = old.value if old else None
+        await self.store.txn((), (Put(row, schema.rewrite(known or None, record)),))
         self.records[record.key] = record
         return record
 
@@ -327,8 +326,7 @@ class Attacher:
 
     async def _take_away(self, record: Attachment, gone: Attachment, *, defer: bool) -> None:
         firewall, links = plan_detach(gone)
-        with self.timings.measure("undo firewall"):
-            await self.kernel.apply(firewall)
+        await self.kernel.apply(firewall)
         if defer and links:
             task = asyncio.create_task(self._finish(record, gone, links))
             self._later[record.key] = task
@@ -352,8 +350,7 @@ class Attacher:
         return record
 
     async def _finish(self, record: Attachment, gone: Attachment, links: Plan) -> None:
-        with self.timings.measure("undo links"):
-            await self.kernel.apply(links)
+        await self.kernel.apply(links)
         row = claims.attachment_row(record.key)
         left = claims.without(record, gone.parts)
         old = await self.store.get(row)
@@ -375,49 +372,14 @@ class Attacher:
         record = self.records.get(key)
         if record is None:
             return (f"{key} is not attached",)
-        asked = parts or record.parts
-        problems = [f"{key} has no {part}" for part in asked if part not in record.parts]
-        if "wire" in asked and "wire" in record.parts:
-            node, inside = await self.kernel.look(), await self.kernel.look(record.netns)
-            network = self.networks.get(key.network)
-            problems += mode.get(record.mode).check(record, network, node, inside)
-        held = replace(record, parts=tuple(part for part in record.parts if part in asked))
-        problems += await self._missing_rules(held)
-        if "bandwidth" in held.parts and not await self.kernel.shapes(record.veth):
-            problems.append(f"bandwidth of {record.veth} is not limited")
-        if "tuning" in held.parts:
-            problems += await self._untuned(held)
-        return tuple(problems)
+        return await checking.problems(self.kernel, record, self.networks, parts or record.parts)
 
-    async def _untuned(self, record: Attachment) -> list[str]:
-        tuned, ifname = record.tuning, record.key.ifname
-        values = [(path, value, await self.kernel.sysctl(path, record.netns)) for path, value in tuned.sysctl]
-        problems = [f"sysctl {path} is {now!r}, not {value!r}" for path, value, now in values if now != value]
-        link = await self.kernel.link(ifname, record.netns)
-        if link is None:
-            return [*problems, f"interface {ifname} is missing in {record.netns}"]
-        for what, wanted, now in (
-            ("MAC", tuned.mac or link.mac, link.mac),
-            ("MTU", tuned.mtu or link.mtu, link.mtu),
-            ("promisc", link.promiscuous if tuned.promiscuous is None else tuned.promiscuous, link.promiscuous),
-            ("allmulti", link.allmulti if tuned.allmulti is None else tuned.allmulti, link.allmulti),
-            ("txQLen", tuned.tx_queue or link.tx_queue, link.tx_queue),
-        ):
-            if wanted != now:
-                problems.append(f"{what} of {ifname} is {now}, not {wanted}")
-        return problems
-
-    async def _missing_rules(self, record: Attachment) -> list[str]:
-        wanted = list(rules.rules(record))
-        if not wanted:
-            return []
-        firewall = self.kernel.firewall(record.firewall)
-        seen = await asyncio.to_thread(firewall.seen)
-        return [
-            f"firewall rule is missing: {firewall.describe(rule)}"
-            for rule in wanted
-            if not firewall.fingerprints([rule]) <= seen
-        ]
+    async def _plug(self, network: Network) -> None:
+        """The network's device was made anew: the wires that hung on it are joined to it again."""
+        kind = mode.get(network.mode)
+        for record in list(self.records.values()):
+            if record.key.network == network.name and record.phase == "attached" and "wire" in record.parts:
+                await self.kernel.apply(kind.plan_plug(record, network) + ports.plan_localnet(record))
 
     async def gc(self, origin: str, network: str, keep: frozenset[tuple[str, str]], caller: str) -> tuple[str, ...]:
         """Detach what this network holds beyond `keep` (container, ifname); returns what went wrong, in words.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from typing import Any
@@ -48,9 +48,11 @@ def plain(value: Any) -> str:
 class Networks:
     """One owner for the rows `networks/` and for the allocators that stand on the rows `leases/`."""
 
-    def __init__(self, store: Store, kernel: Kernel) -> None:
+    def __init__(self, store: Store, kernel: Kernel, plug: Callable[[Network], Awaitable[None]]) -> None:
+        """plug: called when a device was made, to join to it what had been joined to one that went."""
         self.store = store
         self.kernel = kernel
+        self._plug = plug
         self.rows: dict[str, Network] = {}
         self.up: set[str] = set()
         self._devices = asyncio.Lock()  # making, mending and dropping of shared devices go one after the other
@@ -186,6 +188,8 @@ class Networks:
         if network.force_address:
             await self.kernel.apply(kind.replace_addresses(network, seen))
         await self.kernel.apply(kind.plan_network(network))
+        if kind.home(network) and seen.link(kind.home(network)) is None:
+            await self._plug(network)  # who hung on the one that went hangs on the new one
         device = await self.kernel.link(kind.home(network)) if kind.home(network) else None
         if device is not None:
             self.devices[network.name] = device

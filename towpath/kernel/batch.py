@@ -28,6 +28,7 @@ from towpath.plan import (
     FlushConntrack,
     ForgetNeighbours,
     Op,
+    PlugPort,
     PortVlans,
     SetLink,
     Shape,
@@ -151,6 +152,11 @@ class Batch:
         self._check(op, answer, NOTHING)
         self._now(op, links.mark(op.name, op.hairpin, op.isolated))
 
+    def _plug_port(self, op: PlugPort) -> None:
+        if self._find(op.name):
+            self._now(op, links.set_link(SetLink(op.name), self._need(op, op.master)))
+            self._now(op, links.mark(op.name, op.hairpin, op.isolated))
+
     def _drop_link(self, op: DropLink) -> None:
         self._index.pop(op.name, None)
         self._now(op, links.drop_link(op.name), GONE)
@@ -222,6 +228,7 @@ class Batch:
     _HANDS: dict[type, Callable[[Batch, Any], None]] = {
         EnsureBridge: _ensure_bridge,
         AddVeth: _add_veth,
+        PlugPort: _plug_port,
         DropLink: _drop_link,
         SetLink: _set_link,
         PortVlans: _port_vlans,
@@ -246,6 +253,8 @@ def names(ops: Iterable[Op]) -> tuple[str, ...]:
             case AddVeth():
                 wanted |= {op.master: None} if op.master else {}
                 made.add(op.name)
+            case PlugPort():
+                wanted[op.master] = None
             case EnsureBridge():
                 made.add(op.name)
             case SetLink(master=str(master)) if master:

@@ -7,6 +7,7 @@ our own transactions made it, nobody else wrote, and there is nothing to heal: a
 from __future__ import annotations
 
 import struct
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,8 +18,7 @@ from towpath.plan import Op, Rule
 
 GETGEN = 10 << 8 | 16  # linux/netfilter/nf_tables.h NFT_MSG_GETGEN in NFNL_SUBSYS_NFTABLES
 GEN_ID = 1
-# Transactions of one commit: a batch of elements is one; iptables-restore makes one per family and table.
-TRANSACTIONS, MOST = {"nftables": 1}, 8
+MOST = 8  # transactions of one commit of a back end that does not count them: one per family and table
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +69,17 @@ class Generation:
     def untouched(self, name: str) -> bool:
         return self._known.get(name, -1) == self.now() >= 0
 
-    def wrote(self, before: int, most: int = MOST) -> None:
-        """At most `most` transactions of ours came after `before` was read: who knew that count knows the new one too.
+    def counted(self, transactions: int) -> None:
+        """So many transactions of ours were made: who knew the count before them knows it now."""
+        self._known = {name: known + transactions for name, known in self._known.items()}
+
+    def wrote(self, before: int) -> None:
+        """A few transactions of ours, at most MOST, came after `before` was read: who knew that knows the count now.
 
         More than that, and somebody else wrote at the same moment: then nobody knows.
         """
         after = self.now()
-        if after - before > most:
+        if after - before > MOST:
             return
         self._known = {name: after if known == before else known for name, known in self._known.items()}
 
@@ -87,10 +91,23 @@ class Writer:
         self._firewall = firewall
         self._default = default
         self._generation = Generation()
+        self._lock = threading.Lock()  # one at a time writes, whichever thread it is
         self._line: Grouped[Rules | Heal | Ask] = Grouped("towpath-rules", self._work)
 
     async def commit(self, rules: Rules) -> None:
+        """In the queue: what waits there is done as one."""
         await self._line.submit(rules)
+
+    def is_quick(self, rules: Rules) -> bool:
+        """Whether the calling thread may as well commit it itself, with `commit_now`."""
+        return self._firewall(rules.firewall or self._default()).quick
+
+    def commit_now(self, rules: Rules) -> None:
+        """In the calling thread, which has to be in the agent's namespace."""
+        with self._lock:
+            outcome = self._commit(rules.firewall or self._default(), [rules.changes])[0]
+        if outcome is not None:
+            raise outcome
 
     async def heal(self, firewall: str, wanted: Callable[[], Wanted]) -> int:
         turn = Heal(firewall, wanted)
@@ -109,15 +126,17 @@ class Writer:
 
     def _work(self, requests: list[Rules | Heal | Ask]) -> list[BaseException | None]:
         """Commits first, as one transaction per back end; then whoever wants to heal, one after the other."""
+        with self._lock:
+            return self._work_alone(requests)
+
+    def _work_alone(self, requests: list[Rules | Heal | Ask]) -> list[BaseException | None]:
         outcomes: dict[int, BaseException | None] = {}
         by_name: dict[str, list[int]] = {}
         rules = {place: request for place, request in enumerate(requests) if isinstance(request, Rules)}
         for place, request in rules.items():
             by_name.setdefault(request.firewall or self._default(), []).append(place)
         for name, places in by_name.items():
-            before = self._generation.now()
             outcomes.update(zip(places, self._commit(name, [rules[p].changes for p in places]), strict=True))
-            self._generation.wrote(before, TRANSACTIONS.get(name, MOST))
         for place, turn in enumerate(requests):
             if isinstance(turn, Heal):
                 outcomes[place] = self._heal(turn)
@@ -130,12 +149,20 @@ class Writer:
         """One transaction for all; where it fails each request gets its own, so that none fails for another's."""
         together = tuple(change for changes in requests for change in changes)
         try:
-            self._firewall(name).commit(together)
+            self._write(self._firewall(name), together)
         except Exception as failure:
             if len(requests) == 1:
                 return [failure]
             return [self._commit(name, [changes])[0] for changes in requests]
         return [None] * len(requests)
+
+    def _write(self, firewall: Firewall, changes: tuple[Op, ...]) -> None:
+        before = -1 if firewall.quick else self._generation.now()
+        transactions = firewall.commit(changes)
+        if transactions >= 0:
+            self._generation.counted(transactions)
+        elif not firewall.quick:
+            self._generation.wrote(before)
 
     def _heal(self, turn: Heal) -> BaseException | None:
         try:
