@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from aiohttp import ClientResponse, ClientSession
 
 # A member without a leader answers at once, instead of after 7 s, and ends watches, which otherwise stay open in
-# silence for ever (etcd api/v3rpc/interceptor.go).
-HEADERS = {"Grpc-Metadata-hasleader": "true"}
+# silence for ever (etcd api/v3rpc/interceptor.go). With it not even serializable reads are answered: these go without.
+NEEDS_LEADER = {"Grpc-Metadata-hasleader": "true"}
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class Gateway:
 
         connector = aiohttp.TCPConnector(ssl=self._tls or True, limit=0, ttl_dns_cache=10)
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=self._limits.connect)
-        self._session = aiohttp.ClientSession(connector=connector, timeout=timeout, headers=HEADERS)
+        self._session = aiohttp.ClientSession(connector=connector, timeout=timeout)
 
     async def stop(self) -> None:
         session, self._session = self._session, None
@@ -103,14 +103,14 @@ class Gateway:
         while (left := deadline - loop.time()) > 0:
             member = self.member
             try:
-                said = await self._post(member, path, body, min(left, self._limits.attempt))
+                said = await self._post(member, path, body, effect, min(left, self._limits.attempt))
                 return Reply(said, doubtful)
             except Attempted as attempted:
                 failure = attempted.failure
             if failure.fate is Fate.REFUSED:
                 raise Refused(failure.rpc, failure.words)
             last = f"{member}: {failure.words}"
-            doubtful = doubtful or (failure.fate is Fate.UNKNOWN and effect is not Effect.READ)
+            doubtful = doubtful or (failure.fate is Fate.UNKNOWN and effect in (Effect.AGAIN, Effect.ONCE))
             if doubtful and effect is Effect.ONCE:
                 break
             self.pass_over(member)
@@ -122,9 +122,9 @@ class Gateway:
         raise StoreUnavailable(f"etcd is away ({last})", hint=f"members: {', '.join(self._members)}")
 
     async def ask(self, member: str, path: str, body: Json) -> Json:
-        """POST to this member alone. Raises StoreUnavailable, Refused."""
+        """POST to this member alone what it can answer alone. Raises StoreUnavailable, Refused."""
         try:
-            return await self._post(member, path, body, self._limits.attempt)
+            return await self._post(member, path, body, Effect.LOCAL, self._limits.attempt)
         except Attempted as attempted:
             failure = attempted.failure
             if failure.fate is Fate.REFUSED:
@@ -139,7 +139,7 @@ class Gateway:
         """
         try:
             async with asyncio.timeout(self._limits.attempt):
-                response = await self._open().post(f"{member}{path}", data=json.dumps(body))
+                response = await self._open().post(f"{member}{path}", data=json.dumps(body), headers=NEEDS_LEADER)
         except _transport_errors() as exc:
             raise StoreUnavailable(f"etcd member {member}: {_words(exc)}") from None
         try:
@@ -201,11 +201,12 @@ class Gateway:
         except (ValueError, KeyError, TypeError):
             return "", "what answers there is no etcd"
 
-    async def _post(self, member: str, path: str, body: Json, seconds: float) -> Json:
+    async def _post(self, member: str, path: str, body: Json, effect: Effect, seconds: float) -> Json:
         """One request to one member. Raises Attempted."""
+        headers = {} if effect is Effect.LOCAL else NEEDS_LEADER
         try:
             async with asyncio.timeout(seconds):
-                async with self._open().post(f"{member}{path}", data=json.dumps(body)) as response:
+                async with self._open().post(f"{member}{path}", data=json.dumps(body), headers=headers) as response:
                     status, answer = response.status, await response.read()
         except _transport_errors() as exc:
             raise Attempted(Failure(_fate(exc), _words(exc))) from None

@@ -226,7 +226,7 @@ class EtcdStore:
         self._check_open()
         revision, keys = await self._count()
         leases = await self._call("/v3/lease/leases", {}, Effect.READ)
-        member = await self._call(STATUS, {}, Effect.READ)
+        member = await self._call(STATUS, {}, Effect.LOCAL)
         detail = {
             "leases": str(len(leases.said.get("leases", ()))),
             "watches": str(len(self._watches)),
@@ -267,7 +267,7 @@ class EtcdStore:
         return reply
 
     async def _read(self, body: Json, stale: bool = False) -> Json:
-        said = (await self._call(RANGE, {**body, "serializable": stale}, Effect.READ)).said
+        said = (await self._call(RANGE, {**body, "serializable": stale}, Effect.LOCAL if stale else Effect.READ)).said
         if not stale:
             self._known = max(self._known, self._scope.from_engine(header_revision(said)))
         return said

@@ -13,6 +13,7 @@ from towpath.store.contract import StoreError
 class Effect(Enum):
     """What it would mean to send a request a second time."""
 
+    LOCAL = "nothing is changed, and one member's own data is enough"
     READ = "nothing is changed"
     AGAIN = "twice is the same as once"
     ONCE = "only the caller can know"
