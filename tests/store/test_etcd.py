@@ -298,7 +298,7 @@ async def test_only_certificates_of_the_clusters_own_ca_are_served(certificates:
         await store.close()
         for ca, name in (("other", "node"), ("ca", "stranger"), ("ca", "")):
             store = EtcdStore(engine.endpoints, tls=tls(certificates, ca, name), limits=LIMITS)
-            with pytest.raises(StoreUnavailable, match=r"(?i)certificate|unknown ca"):
+            with pytest.raises(StoreUnavailable, match="no etcd member answers"):
                 await store.open()
         plain = EtcdStore(engine.endpoints, limits=LIMITS)
         with pytest.raises(StoreUnavailable):

@@ -34,7 +34,8 @@ class Marks:
         self._count = 0
         self._seen: dict[str, int] = {}  # every mark's key → the engine's revision at which it was moved last, as known
         self._free: list[str] = []
-        self._doubtful: list[str] = []
+        self._doubtful: list[str] = []  # of those in doubt, the ones that no transaction has
+        self._in_doubt: set[str] = set()
 
     def take(self) -> Mark:
         """A mark for one transaction, its own until `give_back` or `doubt`; so are the doubtful ones that it fences."""
@@ -45,21 +46,23 @@ class Marks:
 
     def again(self, mark: Mark, revision: int) -> Mark:
         """The same mark for the same transaction, after it was seen at the engine's `revision`."""
+        self._in_doubt.discard(mark.key)  # whatever waited for the mark to be where it was waits in vain
         return replace(mark, seen=revision)
 
     def give_back(self, mark: Mark, moved_at: int = 0) -> None:
         """The transaction's fate is certain: it moved its marks at the engine's `moved_at` (0 = not)."""
-        self._seen[mark.key] = moved_at or mark.seen
-        self._free.append(mark.key)
+        keys = (mark.key, *mark.fenced)
+        self._seen[mark.key] = mark.seen
         if moved_at:
-            self._seen |= dict.fromkeys(mark.fenced, moved_at)
-            self._free += mark.fenced
-        else:
-            self._doubtful += mark.fenced
+            self._seen |= dict.fromkeys(keys, moved_at)
+            self._in_doubt.difference_update(keys)
+        for key in keys:
+            (self._doubtful if key in self._in_doubt else self._free).append(key)
 
     def doubt(self, mark: Mark) -> None:
         """Nobody knows whether the transaction was or will be applied."""
         self._seen[mark.key] = mark.seen
+        self._in_doubt.add(mark.key)
         self._doubtful += (mark.key, *mark.fenced)
 
     def _new(self) -> str:
