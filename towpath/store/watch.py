@@ -73,6 +73,13 @@ class Watch:
         """Look again: the history was cut."""
         self._wake.set()
 
+    def lose(self, key: str) -> None:
+        """Where `key` is watched: what the reader knows is not true any more, and no event says so."""
+        if key.startswith(self._prefix):
+            self._next = 0
+            self._page.clear()
+            self._wake.set()
+
     def notice(self, revision: int, events: tuple[Event, ...], before: int) -> None:
         """Hear that the store went from `before` to `revision`, by `events`."""
         if any(event.item.key.startswith(self._prefix) for event in events):
@@ -122,6 +129,10 @@ class Watches:
     def wake(self) -> None:
         for watch in self._all:
             watch.wake()
+
+    def lose(self, key: str) -> None:
+        for watch in self._all:
+            watch.lose(key)
 
     def end(self) -> None:
         for watch in list(self._all):
