@@ -11,6 +11,7 @@ import pytest
 
 from tests.store import engine
 from tests.store.hand_clock import HandClock
+from towpath.store.cached import CachedStore
 from towpath.store.contract import Batch, Event, Progress, Reset, Store
 from towpath.store.etcd.store import EtcdStore
 from towpath.store.local import LocalStore
@@ -20,7 +21,7 @@ from towpath.store.watch import Watch
 
 Said = Batch | Progress | Reset
 
-AnyStore = LocalStore | EtcdStore
+AnyStore = LocalStore | EtcdStore | CachedStore
 
 _numbers = itertools.count()
 on_the_way = 0.0  # seconds that a request takes at most, where the backend of the test is another process
@@ -37,7 +38,13 @@ def etcd_store(_: Path, clock: HandClock, history: int) -> EtcdStore:
     return EtcdStore((member.endpoint,), prefix, clock=clock, history=history, origin=origin)
 
 
+def cached_store(path: Path, clock: HandClock, history: int) -> CachedStore:
+    engine = MemoryStore(clock=clock, history=history)
+    return CachedStore(engine, path.with_suffix(".snap"), cluster="c", clock=clock, history=history)
+
+
 BACKENDS: dict[str, Callable[[Path, HandClock, int], AnyStore]] = {
+    "cached": cached_store,
     "etcd": etcd_store,
     "memory": lambda _, clock, history: MemoryStore(clock=clock, history=history),
     "sqlite": lambda path, clock, history: SqliteStore(path, ballast=False, clock=clock, history=history),
@@ -51,7 +58,7 @@ async def settle() -> None:
     await asyncio.sleep(on_the_way)
 
 
-async def caught_up(store: EtcdStore) -> None:
+async def caught_up(store: EtcdStore | CachedStore) -> None:
     """Wait until the store's watches know all that happened in the engine."""
     async with asyncio.timeout(10):
         target = (await store.list("none")).revision
@@ -62,7 +69,7 @@ async def caught_up(store: EtcdStore) -> None:
 async def heard(watch: Watch) -> list[Said]:
     """All that a watch has to say now."""
     said: list[Said] = []
-    if isinstance(watch._history, EtcdStore) and not watch._ended:
+    if isinstance(watch._history, (EtcdStore, CachedStore)) and not watch._ended:
         await caught_up(watch._history)
     while True:
         asking = asyncio.ensure_future(anext(watch))

@@ -176,12 +176,22 @@ async def test_what_needs_agreement_is_refused_at_once(store: CachedStore, memor
         await store.txn((Absent("x"),), (Put("x", b""),))
     with pytest.raises(StoreUnavailable, match="needs its agreement"):
         await store.put("x", b"", lease=lease)
-    for asking in (store.grant(1), store.keep_alive(lease), store.revoke(lease), store.allocate("p/", ("1",), b"o")):
+    for asking in (store.grant(1), store.keep_alive(lease), store.revoke(lease), store.allocate("a", ("", "1"), b"o")):
         with pytest.raises(StoreUnavailable):
             await asking
     with pytest.raises(StoreUnavailable):
         await store.elect("x", b"")
     assert await store.get("x") is None
+
+
+async def test_what_an_owner_holds_is_known_without_the_engine(store: CachedStore, memory: Engine) -> None:
+    assert await store.allocate("subnets/", ("1", "2"), b"n1") == "1"
+    await settled(store)
+    memory.away = True
+    await gone(store)
+    assert await store.allocate("subnets/", ("1", "2"), b"n1") == "1"
+    with pytest.raises(StoreUnavailable, match="needs its agreement"):
+        await store.allocate("subnets/", ("1", "2"), b"n2")
 
 
 async def test_a_write_whose_answer_was_lost_is_written_again(store: CachedStore, memory: Engine) -> None:

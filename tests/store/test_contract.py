@@ -234,6 +234,7 @@ async def test_a_reader_that_gives_up_waiting_misses_nothing(store: AnyStore) ->
 async def test_a_watch_from_before_the_history_hears_reset_and_goes_on(store: AnyStore) -> None:
     for n in range(10):
         await store.put("a", str(n).encode())
+    await heard(store.watch("a"))  # a store that follows another knows what happened
     await store.compact(3)
     watch = store.watch("a", 7)
     assert await heard(watch) == [Reset(10)]

@@ -16,6 +16,7 @@ import logging
 from collections.abc import Awaitable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 from towpath.store.clock import Clock, LoopClock, sleep
 from towpath.store.contract import (
@@ -25,7 +26,6 @@ from towpath.store.contract import (
     Delete,
     Event,
     Item,
-    Leadership,
     Listing,
     OutcomeUnknown,
     Progress,
@@ -38,6 +38,7 @@ from towpath.store.contract import (
 )
 from towpath.store.local import HISTORY
 from towpath.store.mirror import Mirror
+from towpath.store.ownership import Term, allocate, elect
 from towpath.store.snapshot import Snapshot, SnapshotBroken, load, save
 from towpath.store.transaction import check, check_key, decide
 from towpath.store.watch import Watch, Watches
@@ -62,6 +63,7 @@ class CachedStore:
         self._clock = clock or LoopClock()
         self._mirror = Mirror(history)
         self._watches = Watches()
+        self._terms: WeakSet[Term] = WeakSet()
         self._tasks: list[asyncio.Task[None]] = []
         self._looked = asyncio.Event()  # at the engine, once
         self._is_open = False
@@ -86,6 +88,8 @@ class CachedStore:
         if not self._is_open:
             return
         self._is_open = self._here = self._synced = False
+        for term in list(self._terms):
+            term.abandon()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -165,14 +169,19 @@ class CachedStore:
     async def revoke(self, lease: int) -> None:
         await self._ask(self._engine.revoke(lease))
 
-    async def elect(self, name: str, value: bytes, *, ttl: float = 6.0) -> Leadership:
-        return await self._ask(self._engine.elect(name, value, ttl=ttl))
+    async def elect(self, name: str, value: bytes, *, ttl: float = 6.0) -> Term:
+        term = await elect(self, name, value, ttl=ttl, clock=self._clock)
+        self._terms.add(term)
+        return term
 
     async def allocate(self, prefix: str, candidates: tuple[str, ...], owner: bytes) -> str | None:
-        return await self._ask(self._engine.allocate(prefix, candidates, owner))
+        """While the engine is away, only what `owner` is known to hold already."""
+        return await allocate(self, prefix, candidates, owner)
 
     async def compact(self, keep: int) -> None:
         await self._ask(self._engine.compact(keep))
+        self._mirror.log.forget(max(0, self._mirror.revision - keep))
+        self._watches.wake()
 
     async def status(self) -> Status:
         """As the engine's, or what is known here; detail: engine (here, away), waiting (own writes), watches."""
