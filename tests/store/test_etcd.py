@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 
 from tests.store.backends import heard, keys, told
 from tests.store.engine import MISSING, Engine, free_port, fresh_origin, installed, one_member
@@ -24,6 +25,8 @@ from towpath.store.contract import (
     LeaseGone,
     OutcomeUnknown,
     Put,
+    StoreError,
+    StoreFull,
     StoreUnavailable,
     TxnResult,
 )
@@ -246,6 +249,37 @@ async def test_many_foreign_revisions_cost_a_quiet_watch_nothing(store: EtcdStor
     await other.close()
 
 
+# --- a full engine ---------------------------------------------------------------------------------------------------
+
+
+async def test_a_full_engine_says_so_and_has_exactly_what_it_said() -> None:
+    engine = Engine(1, ("--quota-backend-bytes", str(8 << 20)))
+    engine.start()
+    engine.wait()
+    try:
+        full = EtcdStore(engine.endpoints, limits=LIMITS)
+        await full.open()
+        acked = [key async for key in filling(full)]
+        assert len(acked) > 2
+        with pytest.raises(StoreFull, match="space quota"):
+            await full.txn((Absent("none"),), (Put("small", b""),))
+        assert await keys(full) == acked
+        await full.close()
+    finally:
+        engine.stop()
+
+
+async def filling(store: EtcdStore) -> AsyncIterator[str]:
+    """The keys that were written until the store was full."""
+    for n in range(30):
+        try:
+            await store.put(f"k{n:02}", b"x" * 900_000)
+        except StoreFull:
+            return
+        yield f"k{n:02}"
+    raise AssertionError("it is never full")
+
+
 # --- refusals --------------------------------------------------------------------------------------------------------
 
 
@@ -257,6 +291,46 @@ async def test_nobody_there_is_said_in_time() -> None:
     assert time.monotonic() - began < 2
     with pytest.raises(StoreUnavailable, match="not open"):
         await store.get("a")
+
+
+async def test_members_of_two_clusters_are_not_one_engine(store: EtcdStore) -> None:
+    other = Engine(1)
+    other.start()
+    other.wait()
+    try:
+        mixed = EtcdStore((*other.endpoints, one_member().endpoint), limits=LIMITS)
+        with pytest.raises(StoreError, match="of another cluster"):
+            await mixed.open()
+    finally:
+        other.stop()
+
+
+@pytest.mark.parametrize(
+    ("version", "words"),
+    [
+        pytest.param('{"etcdserver": "3.4.23"}', "does not serve .*status", id="the gateway is switched off"),
+        pytest.param('{"etcdserver": "3.5.1"}', "not fit for use: members may come to differ", id="a bad version"),
+        pytest.param('{"etcdserver": "3.3.1"}', "not fit for use: it is older than 3.4", id="an old version"),
+        pytest.param("hello", "no etcd member answers .*is no etcd", id="something else"),
+    ],
+)
+async def test_what_cannot_be_the_engine_is_refused_when_it_is_opened(version: str, words: str) -> None:
+    async def answer(request: web.Request) -> web.Response:
+        if request.path == "/version":
+            return web.Response(text=version)
+        return web.Response(status=404, text="404 page not found") if "3.4" in version else web.json_response({})
+
+    endpoint = f"127.0.0.1:{free_port()}"
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", int(endpoint.split(":")[1])).start()
+    try:
+        with pytest.raises(StoreError, match=words):
+            await EtcdStore((endpoint,), limits=LIMITS).open()
+    finally:
+        await runner.cleanup()
 
 
 @pytest.fixture(scope="module")

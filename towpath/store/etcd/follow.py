@@ -14,7 +14,7 @@ import asyncio
 import logging
 
 from towpath.store.contract import StoreError, StoreUnavailable
-from towpath.store.etcd.gateway import Gateway, Limits
+from towpath.store.etcd.gateway import STATUS, Gateway, Limits
 from towpath.store.etcd.stream import Compacted, Ended, Happened, Said, WatchReader, watch_request
 from towpath.store.etcd.verdict import Refused
 from towpath.store.etcd.wire import Scope
@@ -22,7 +22,6 @@ from towpath.store.history import EventLog
 from towpath.store.watch import Watches
 
 WATCH = "/v3/watch"
-STATUS = "/v3/maintenance/status"
 LONGEST_PAUSE = 1.0
 
 log = logging.getLogger(__name__)

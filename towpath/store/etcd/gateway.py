@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 # silence for ever (etcd api/v3rpc/interceptor.go). With it not even serializable reads are answered: these go without.
 NEEDS_LEADER = {"Grpc-Metadata-hasleader": "true"}
 
+STATUS = "/v3/maintenance/status"
+
 log = logging.getLogger(__name__)
 
 
@@ -69,6 +71,7 @@ class Gateway:
         self._tls = tls
         self._limits = limits
         self._session: ClientSession | None = None
+        self.cluster = ""  # the engine's own id of it; "" before the first answer
 
     async def start(self) -> None:
         import aiohttp
@@ -167,7 +170,7 @@ class Gateway:
             yield piece
 
     async def check_members(self) -> None:
-        """Ask each member for its version.
+        """Ask each member for its version and cluster.
 
         Raises StoreUnavailable where none answers, StoreError where one is not fit for use.
         """
@@ -195,7 +198,11 @@ class Gateway:
             async with asyncio.timeout(self._limits.attempt):
                 async with self._open().get(f"{member}/version") as response:
                     said = json.loads(await response.read())
+            # Is it of our cluster, and does it have a gateway at all?
+            await self._post(member, STATUS, {}, Effect.LOCAL, self._limits.attempt)
             return str(said["etcdserver"]), ""
+        except Attempted as attempted:
+            return "", attempted.failure.words
         except _transport_errors() as exc:
             return "", _words(exc)
         except (ValueError, KeyError, TypeError):
@@ -211,14 +218,27 @@ class Gateway:
         except _transport_errors() as exc:
             raise Attempted(Failure(_fate(exc), _words(exc))) from None
         if status == 200:
-            said: Json = json.loads(answer)
-            return said
+            return self._checked(member, answer)
         if status == 404 and not answer.startswith(b"{"):
             raise StoreError(
                 f"etcd at {member} does not serve {path}",
                 hint="start it without --enable-grpc-gateway=false, version 3.4+",
             )
         raise Attempted(judge_answer(status, answer))
+
+    def _checked(self, member: str, answer: bytes) -> Json:
+        """The answer, which is the first line where the method streams (keepalive). Raises Attempted, StoreError."""
+        try:
+            said: Json = json.loads(answer.partition(b"\n")[0])
+        except ValueError:
+            raise Attempted(Failure(Fate.UNKNOWN, "its answer cannot be read")) from None
+        if error := said.get("error"):
+            raise Attempted(judge_answer(200, json.dumps(error).encode()))
+        cluster = str(said.get("result", said).get("header", {}).get("cluster_id", ""))
+        if cluster and self.cluster and cluster != self.cluster:
+            raise StoreError(f"etcd at {member} is of another cluster than the other members")
+        self.cluster = self.cluster or cluster
+        return said
 
     def _open(self) -> ClientSession:
         if self._session is None:

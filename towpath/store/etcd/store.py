@@ -23,12 +23,11 @@ from towpath.store.contract import (
     Listing,
     Put,
     Status,
-    StoreError,
     StoreUnavailable,
     TxnResult,
 )
-from towpath.store.etcd.follow import STATUS, Follower
-from towpath.store.etcd.gateway import Gateway, Limits, Reply
+from towpath.store.etcd.follow import Follower
+from towpath.store.etcd.gateway import STATUS, Gateway, Limits
 from towpath.store.etcd.transactions import Asked
 from towpath.store.etcd.verdict import COMPACTED, LEASE_THERE, NO_LEASE, Effect, Refused
 from towpath.store.etcd.wire import EMPTY, PREFIX, Json, Scope, header_revision, number
@@ -73,7 +72,6 @@ class EtcdStore:
         self._follower = Follower(self._gateway, self._scope, self._log, self._watches, limits)
         self._terms: WeakSet[Term] = WeakSet()
         self._known = 0  # the highest revision that any answer has told
-        self._cluster = ""
         self._is_open = False
 
     async def open(self) -> None:
@@ -105,7 +103,7 @@ class EtcdStore:
     @property
     def cluster(self) -> str:
         """The engine's own id of its cluster; "" before the first answer."""
-        return self._cluster
+        return self._gateway.cluster
 
     @property
     def following(self) -> bool:
@@ -180,10 +178,8 @@ class EtcdStore:
 
     async def keep_alive(self, lease: int) -> float:
         self._check_open()
-        reply = await self._call("/v3/lease/keepalive", {"ID": str(lease)}, Effect.AGAIN)
-        if error := reply.said.get("error"):
-            raise StoreUnavailable(f"etcd did not prolong lease {lease}: {error.get('message', error)}")
-        ttl = number(reply.said.get("result", {}), "TTL")
+        said = await self._call("/v3/lease/keepalive", {"ID": str(lease)}, Effect.AGAIN)
+        ttl = number(said.get("result", {}), "TTL")
         if ttl <= 0:
             raise LeaseGone(f"lease {lease} does not exist", hint="it ended, or was revoked: ask for a new one")
         return float(ttl)
@@ -228,12 +224,12 @@ class EtcdStore:
         leases = await self._call("/v3/lease/leases", {}, Effect.READ)
         member = await self._call(STATUS, {}, Effect.LOCAL)
         detail = {
-            "leases": str(len(leases.said.get("leases", ()))),
+            "leases": str(len(leases.get("leases", ()))),
             "watches": str(len(self._watches)),
-            "cluster": self._cluster,
-            "version": str(member.said.get("version", "")),
-            "leader": str(member.said.get("leader", "")),
-            "bytes": str(number(member.said, "dbSize")),
+            "cluster": self.cluster,
+            "version": str(member.get("version", "")),
+            "leader": str(member.get("leader", "")),
+            "bytes": str(number(member, "dbSize")),
             "behind": str(max(0, revision - self._log.revision)),
         }
         return Status("etcd", revision, keys, tuple(detail.items()))
@@ -258,16 +254,11 @@ class EtcdStore:
         if not self._is_open:
             raise StoreUnavailable("the store is not open")
 
-    async def _call(self, path: str, body: Json, effect: Effect) -> Reply:
-        reply = await self._gateway.call(path, body, effect)
-        cluster = str(reply.said.get("header", {}).get("cluster_id", ""))
-        if cluster and self._cluster and cluster != self._cluster:
-            raise StoreError(f"etcd cluster {cluster} answers where cluster {self._cluster} did before")
-        self._cluster = self._cluster or cluster
-        return reply
+    async def _call(self, path: str, body: Json, effect: Effect) -> Json:
+        return (await self._gateway.call(path, body, effect)).said
 
     async def _read(self, body: Json, stale: bool = False) -> Json:
-        said = (await self._call(RANGE, {**body, "serializable": stale}, Effect.LOCAL if stale else Effect.READ)).said
+        said = await self._call(RANGE, {**body, "serializable": stale}, Effect.LOCAL if stale else Effect.READ)
         if not stale:
             self._known = max(self._known, self._scope.from_engine(header_revision(said)))
         return said
