@@ -17,7 +17,7 @@ UNITDIR ?= /etc/systemd/system
 DEMO_DEBS := $(SYSTEM_PYTHON):python3 /usr/lib/python3.11/ensurepip:python3-venv ip:iproute2 nft:nftables
 TEST_DEBS := iptables:iptables /usr/lib/cni/bridge:containernetworking-plugins podman:podman containerd:containerd \
   runc:runc /bin/busybox:busybox-static cc:gcc /usr/include/stdio.h:libc6-dev curl:curl \
-  strace:strace conntrack:conntrack
+  strace:strace conntrack:conntrack etcd:etcd-server
 
 help:
 	@echo "make demo       see it work: a node in namespaces of its own, workloads, a published port"

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.store.backends import BACKENDS
+from tests.store import backends
+from tests.store.backends import BACKENDS, AnyStore
 from tests.store.hand_clock import HandClock
-from towpath.store.local import LocalStore
 
 
 @pytest.fixture
@@ -18,7 +18,8 @@ def clock() -> HandClock:
 
 
 @pytest.fixture(params=sorted(BACKENDS))
-async def store(request: pytest.FixtureRequest, tmp_path: Path, clock: HandClock) -> AsyncIterator[LocalStore]:
+async def store(request: pytest.FixtureRequest, tmp_path: Path, clock: HandClock) -> AsyncIterator[AnyStore]:
+    backends.on_the_way = 0.03 if request.param == "etcd" else 0.0
     store = BACKENDS[request.param](tmp_path / "state", clock, 10_000)
     await store.open()
     yield store

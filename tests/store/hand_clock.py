@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
+
 
 class HandTimer:
     def __init__(self, when: float, callback: Callable[[], None]) -> None:
@@ -19,6 +21,7 @@ class HandClock:
     def __init__(self) -> None:
         self._now = 1000.0
         self._timers: list[HandTimer] = []
+        self.stuck = ""  # why it cannot be turned: the test is skipped
 
     def now(self) -> float:
         return self._now
@@ -29,6 +32,8 @@ class HandClock:
         return timer
 
     def turn(self, seconds: float) -> None:
+        if self.stuck:
+            pytest.skip(self.stuck)
         end = self._now + seconds
         while due := self._due(end):
             self._timers.remove(due)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.store.backends import BACKENDS, heard, keys, settle, told
+from tests.store.backends import BACKENDS, AnyStore, heard, keys, settle, told
 from tests.store.hand_clock import HandClock
 from towpath.store.contract import (
     Absent,
@@ -25,52 +25,51 @@ from towpath.store.contract import (
     Reset,
     StoreUnavailable,
 )
-from towpath.store.local import LocalStore
 from towpath.store.watch import QUIET
 
 # --- keys ------------------------------------------------------------------------------------------------------------
 
 
-async def test_a_key_that_was_put_is_there_with_its_revisions(store: LocalStore) -> None:
+async def test_a_key_that_was_put_is_there_with_its_revisions(store: AnyStore) -> None:
     first = await store.put("a", b"1")
     second = await store.put("a", b"2")
     assert (first, second) == (1, 2)
     assert await store.get("a") == Item("a", b"2", revision=2, created=1)
 
 
-async def test_a_key_that_was_deleted_and_put_again_is_a_new_one(store: LocalStore) -> None:
+async def test_a_key_that_was_deleted_and_put_again_is_a_new_one(store: AnyStore) -> None:
     await store.put("a", b"1")
     await store.delete("a")
     await store.put("a", b"3")
     assert await store.get("a") == Item("a", b"3", revision=3, created=3)
 
 
-async def test_what_is_not_there_is_none(store: LocalStore) -> None:
+async def test_what_is_not_there_is_none(store: AnyStore) -> None:
     assert await store.get("a") is None
 
 
-async def test_deleting_nothing_changes_nothing(store: LocalStore) -> None:
+async def test_deleting_nothing_changes_nothing(store: AnyStore) -> None:
     await store.put("a", b"")
     assert await store.delete("b") == 1
     assert await store.delete("c/", prefix=True) == 1
     assert (await store.status()).revision == 1
 
 
-async def test_a_prefix_is_deleted_in_one_revision(store: LocalStore) -> None:
+async def test_a_prefix_is_deleted_in_one_revision(store: AnyStore) -> None:
     for key in ("a/1", "a/2", "a0", "b"):
         await store.put(key, b"")
     assert await store.delete("a/", prefix=True) == 5
     assert await keys(store) == ["a0", "b"]
 
 
-async def test_the_empty_prefix_is_everything(store: LocalStore) -> None:
+async def test_the_empty_prefix_is_everything(store: AnyStore) -> None:
     await store.put("a", b"")
     await store.put("\U0010ffff", b"")
     await store.delete("", prefix=True)
     assert await keys(store) == []
 
 
-async def test_keys_are_listed_in_the_order_of_their_characters(store: LocalStore) -> None:
+async def test_keys_are_listed_in_the_order_of_their_characters(store: AnyStore) -> None:
     names = ["a", "a\0", "a/", "a/b", "aa", "b", "z", "ä", "퟿", "\ue000", "😀", "\U0010ffff", "\U0010ffff\U0010ffff"]
     for name in reversed(names):
         await store.put(name, name.encode())
@@ -87,13 +86,13 @@ async def test_keys_are_listed_in_the_order_of_their_characters(store: LocalStor
         pytest.param("c", [], id="nothing has it"),
     ],
 )
-async def test_a_list_holds_the_keys_with_the_prefix(store: LocalStore, prefix: str, want: list[str]) -> None:
+async def test_a_list_holds_the_keys_with_the_prefix(store: AnyStore, prefix: str, want: list[str]) -> None:
     for key in ("a", "a/1", "aa", "b", "퟿x", "\ue000", "\U0010ffff", "\U0010ffff1"):
         await store.put(key, b"")
     assert await keys(store, prefix) == want
 
 
-async def test_a_list_comes_in_pages(store: LocalStore) -> None:
+async def test_a_list_comes_in_pages(store: AnyStore) -> None:
     for key in ("p/a", "p/b", "p/c", "q"):
         await store.put(key, b"")
     first = await store.list("p/", limit=2)
@@ -104,7 +103,7 @@ async def test_a_list_comes_in_pages(store: LocalStore) -> None:
     assert (len(exact.items), exact.more) == (3, False)
 
 
-async def test_a_page_is_full_although_keys_in_it_were_deleted(store: LocalStore) -> None:
+async def test_a_page_is_full_although_keys_in_it_were_deleted(store: AnyStore) -> None:
     await store.txn((), tuple(Put(f"k{n:03}", b"") for n in range(300)))
     await store.txn((), tuple(Delete(f"k{n:03}") for n in range(0, 100, 2)))
     page = await store.list("k", limit=60, after="k009")
@@ -129,7 +128,7 @@ async def test_a_page_is_full_although_keys_in_it_were_deleted(store: LocalStore
         pytest.param(HasValue("none", b""), False, id="no key has no value"),
     ],
 )
-async def test_a_compare_picks_the_branch(store: LocalStore, compare: Compare, holds: bool) -> None:
+async def test_a_compare_picks_the_branch(store: AnyStore, compare: Compare, holds: bool) -> None:
     await store.put("a", b"1")
     await store.put("a", b"2")
     result = await store.txn((compare,), (Put("yes", b""),), (Put("no", b""),))
@@ -139,21 +138,21 @@ async def test_a_compare_picks_the_branch(store: LocalStore, compare: Compare, h
     assert await keys(store) == sorted(["a", *result.changed])
 
 
-async def test_all_compares_that_fail_are_named(store: LocalStore) -> None:
+async def test_all_compares_that_fail_are_named(store: AnyStore) -> None:
     await store.put("a", b"")
     result = await store.txn((Absent("a"), Absent("b"), HasValue("c", b"")), (Put("x", b""),))
     assert (result.ok, result.failed, result.revision, result.changed) == (False, (0, 2), 1, ())
     assert await keys(store) == ["a"]
 
 
-async def test_all_changes_of_a_transaction_carry_one_revision(store: LocalStore) -> None:
+async def test_all_changes_of_a_transaction_carry_one_revision(store: AnyStore) -> None:
     await store.put("old", b"")
     result = await store.txn((), (Put("b", b""), Delete("old"), Put("a", b"")), durable=True)
     assert (result.revision, result.changed) == (2, ("a", "b", "old"))
     assert {item.revision for item in (await store.list("")).items} == {2}
 
 
-async def test_a_transaction_without_changes_has_no_revision_of_its_own(store: LocalStore) -> None:
+async def test_a_transaction_without_changes_has_no_revision_of_its_own(store: AnyStore) -> None:
     await store.put("a", b"")
     assert (await store.txn((Absent("b"),))).revision == 1
     assert (await store.put("a", b"")) == 2, "the same value again is a change"
@@ -173,7 +172,7 @@ async def test_a_transaction_without_changes_has_no_revision_of_its_own(store: L
     ],
 )
 async def test_a_transaction_that_makes_no_sense_is_refused(
-    store: LocalStore, then: tuple[Change, ...], why: str
+    store: AnyStore, then: tuple[Change, ...], why: str
 ) -> None:
     with pytest.raises(ValueError, match=why):
         await store.txn((), then)
@@ -185,7 +184,7 @@ async def test_a_transaction_that_makes_no_sense_is_refused(
 # --- watches ---------------------------------------------------------------------------------------------------------
 
 
-async def test_a_watch_tells_what_happens_under_its_prefix_from_now_on(store: LocalStore) -> None:
+async def test_a_watch_tells_what_happens_under_its_prefix_from_now_on(store: AnyStore) -> None:
     await store.put("a/0", b"before")
     watch = store.watch("a/")
     await store.put("a/1", b"x")
@@ -194,7 +193,7 @@ async def test_a_watch_tells_what_happens_under_its_prefix_from_now_on(store: Lo
     assert [(s.revision, told(s)) for s in await heard(watch)] == [(2, ["+a/1=x"]), (4, ["-a/0", "+a/2=y"])]
 
 
-async def test_a_deletion_tells_its_own_revision_and_when_the_key_was_created(store: LocalStore) -> None:
+async def test_a_deletion_tells_its_own_revision_and_when_the_key_was_created(store: AnyStore) -> None:
     watch = store.watch("")
     await store.put("a", b"x")
     await store.put("a", b"y")
@@ -205,7 +204,7 @@ async def test_a_deletion_tells_its_own_revision_and_when_the_key_was_created(st
     assert last.events[0].item == Item("a", b"", revision=3, created=1)
 
 
-async def test_a_watch_begins_where_it_is_told_to(store: LocalStore) -> None:
+async def test_a_watch_begins_where_it_is_told_to(store: AnyStore) -> None:
     for n in range(1, 201):
         await store.put(f"k{n % 3}", str(n).encode())
     watch = store.watch("k1", 50)
@@ -214,7 +213,7 @@ async def test_a_watch_begins_where_it_is_told_to(store: LocalStore) -> None:
     assert [s.revision for s in await heard(watch)] == [*want, 201]
 
 
-async def test_a_watch_that_waits_is_woken(store: LocalStore) -> None:
+async def test_a_watch_that_waits_is_woken(store: AnyStore) -> None:
     watch = store.watch("a")
     waiting = asyncio.ensure_future(anext(watch))
     await settle()
@@ -223,7 +222,7 @@ async def test_a_watch_that_waits_is_woken(store: LocalStore) -> None:
     assert told(await waiting) == ["+a=1"]
 
 
-async def test_a_reader_that_gives_up_waiting_misses_nothing(store: LocalStore) -> None:
+async def test_a_reader_that_gives_up_waiting_misses_nothing(store: AnyStore) -> None:
     watch = store.watch("a")
     for n in range(3):
         with pytest.raises(TimeoutError):
@@ -232,9 +231,10 @@ async def test_a_reader_that_gives_up_waiting_misses_nothing(store: LocalStore) 
         assert [told(s) for s in await heard(watch)] == [[f"+a={n}"]]
 
 
-async def test_a_watch_from_before_the_history_hears_reset_and_goes_on(store: LocalStore) -> None:
+async def test_a_watch_from_before_the_history_hears_reset_and_goes_on(store: AnyStore) -> None:
     for n in range(10):
         await store.put("a", str(n).encode())
+    await heard(store.watch("a"))  # a store that follows another knows what happened
     await store.compact(3)
     watch = store.watch("a", 7)
     assert await heard(watch) == [Reset(10)]
@@ -243,7 +243,7 @@ async def test_a_watch_from_before_the_history_hears_reset_and_goes_on(store: Lo
     assert [s.revision for s in await heard(store.watch("a", 8))] == [8, 9, 10, 11]
 
 
-async def test_compacting_to_nothing_keeps_items_and_revision(store: LocalStore) -> None:
+async def test_compacting_to_nothing_keeps_items_and_revision(store: AnyStore) -> None:
     await store.put("a", b"")
     await store.compact(0)
     await store.compact(5)
@@ -271,14 +271,14 @@ async def test_a_slow_watch_hears_reset_and_blocks_nobody(backend: str, tmp_path
     await store.close()
 
 
-async def test_a_watch_from_the_future_hears_reset(store: LocalStore) -> None:
+async def test_a_watch_from_the_future_hears_reset(store: AnyStore) -> None:
     """A power cut took the last revisions back: what the watcher saw then is not what happens now."""
     await store.put("a", b"")
     assert await heard(store.watch("a", 9)) == [Reset(1)]
     assert await heard(store.watch("a", 2)) == []
 
 
-async def test_a_watch_under_whose_prefix_nothing_happens_hears_progress(store: LocalStore) -> None:
+async def test_a_watch_under_whose_prefix_nothing_happens_hears_progress(store: AnyStore) -> None:
     waiting, lagging = store.watch("quiet/"), store.watch("quiet/", 1)
     for _ in range(QUIET + 5):
         await store.put("loud", b"")
@@ -286,14 +286,14 @@ async def test_a_watch_under_whose_prefix_nothing_happens_hears_progress(store: 
     assert await heard(lagging) == [Progress(QUIET + 5)]
 
 
-async def test_a_watch_ends_with_the_store(store: LocalStore) -> None:
+async def test_a_watch_ends_with_the_store(store: AnyStore) -> None:
     waiting = asyncio.ensure_future(anext(store.watch("a"), None))
     await settle()
     await store.close()
     assert await waiting is None
 
 
-async def test_a_watch_that_is_dropped_is_forgotten(store: LocalStore) -> None:
+async def test_a_watch_that_is_dropped_is_forgotten(store: AnyStore) -> None:
     watch = store.watch("a")
     assert ("watches", "1") in (await store.status()).detail
     del watch
@@ -304,7 +304,7 @@ async def test_a_watch_that_is_dropped_is_forgotten(store: LocalStore) -> None:
 # --- leases ----------------------------------------------------------------------------------------------------------
 
 
-async def test_keys_go_with_their_lease_in_one_transaction(store: LocalStore, clock: HandClock) -> None:
+async def test_keys_go_with_their_lease_in_one_transaction(store: AnyStore, clock: HandClock) -> None:
     lease = await store.grant(6)
     await store.put("a", b"1", lease=lease)
     await store.put("b", b"2", lease=lease)
@@ -317,7 +317,7 @@ async def test_keys_go_with_their_lease_in_one_transaction(store: LocalStore, cl
     assert await keys(store) == ["c"]
 
 
-async def test_a_lease_that_is_kept_alive_lives_on(store: LocalStore, clock: HandClock) -> None:
+async def test_a_lease_that_is_kept_alive_lives_on(store: AnyStore, clock: HandClock) -> None:
     lease = await store.grant(6)
     await store.put("a", b"", lease=lease)
     for _ in range(5):
@@ -328,7 +328,7 @@ async def test_a_lease_that_is_kept_alive_lives_on(store: LocalStore, clock: Han
     assert await keys(store) == []
 
 
-async def test_a_lease_without_keys_ends_without_a_revision(store: LocalStore, clock: HandClock) -> None:
+async def test_a_lease_without_keys_ends_without_a_revision(store: AnyStore, clock: HandClock) -> None:
     lease = await store.grant(1)
     clock.turn(1)
     assert (await store.status()).revision == 0
@@ -336,7 +336,7 @@ async def test_a_lease_without_keys_ends_without_a_revision(store: LocalStore, c
         await store.keep_alive(lease)
 
 
-async def test_a_revoked_lease_is_gone_at_once(store: LocalStore) -> None:
+async def test_a_revoked_lease_is_gone_at_once(store: AnyStore) -> None:
     lease = await store.grant(60)
     await store.put("a", b"", lease=lease)
     await store.revoke(lease)
@@ -346,7 +346,7 @@ async def test_a_revoked_lease_is_gone_at_once(store: LocalStore) -> None:
         await store.keep_alive(lease)
 
 
-async def test_a_key_lives_as_long_as_the_lease_of_its_last_put(store: LocalStore, clock: HandClock) -> None:
+async def test_a_key_lives_as_long_as_the_lease_of_its_last_put(store: AnyStore, clock: HandClock) -> None:
     short, long = await store.grant(1), await store.grant(60)
     for key, after in (("freed", 0), ("moved", long), ("kept", short)):
         await store.put(key, b"", lease=short)
@@ -355,14 +355,14 @@ async def test_a_key_lives_as_long_as_the_lease_of_its_last_put(store: LocalStor
     assert await keys(store) == ["freed", "moved"]
 
 
-async def test_nothing_is_written_under_a_lease_that_is_gone(store: LocalStore) -> None:
+async def test_nothing_is_written_under_a_lease_that_is_gone(store: AnyStore) -> None:
     with pytest.raises(LeaseGone, match="'b' cannot be written: lease 7 does not exist"):
         await store.txn((), (Put("a", b""), Put("b", b"", lease=7)))
     assert (await store.txn((Absent("a"),), (), (Put("b", b"", lease=7),))).ok, "the branch that is not taken is free"
     assert await keys(store) == []
 
 
-async def test_a_lease_outlives_a_restart_and_its_time_counts_afresh(store: LocalStore, clock: HandClock) -> None:
+async def test_a_lease_outlives_a_restart_and_its_time_counts_afresh(store: AnyStore, clock: HandClock) -> None:
     lease = await store.grant(6)
     await store.put("a", b"", lease=lease)
     clock.turn(5)
@@ -377,7 +377,7 @@ async def test_a_lease_outlives_a_restart_and_its_time_counts_afresh(store: Loca
 
 
 @pytest.mark.parametrize("ttl", [0, -1, float("nan"), float("inf")])
-async def test_a_lease_needs_a_time_to_live(store: LocalStore, ttl: float) -> None:
+async def test_a_lease_needs_a_time_to_live(store: AnyStore, ttl: float) -> None:
     with pytest.raises(ValueError, match="cannot be"):
         await store.grant(ttl)
 
@@ -385,7 +385,7 @@ async def test_a_lease_needs_a_time_to_live(store: LocalStore, ttl: float) -> No
 # --- elections and allocations ---------------------------------------------------------------------------------------
 
 
-async def test_the_first_leads_and_the_next_waits_until_it_resigns(store: LocalStore) -> None:
+async def test_the_first_leads_and_the_next_waits_until_it_resigns(store: AnyStore) -> None:
     first = await store.elect("dns", b"one")
     waiting = asyncio.ensure_future(store.elect("dns", b"two"))
     await settle()
@@ -402,7 +402,7 @@ async def test_the_first_leads_and_the_next_waits_until_it_resigns(store: LocalS
     assert await keys(store) == []
 
 
-async def test_a_leader_stays_as_long_as_it_is_there(store: LocalStore, clock: HandClock) -> None:
+async def test_a_leader_stays_as_long_as_it_is_there(store: AnyStore, clock: HandClock) -> None:
     leader = await store.elect("dns", b"one", ttl=6)
     for _ in range(20):
         clock.turn(2)
@@ -418,7 +418,7 @@ async def test_a_leader_stays_as_long_as_it_is_there(store: LocalStore, clock: H
     assert (await waiting).name == "dns"
 
 
-async def test_a_leader_whose_key_is_taken_away_knows_it(store: LocalStore, clock: HandClock) -> None:
+async def test_a_leader_whose_key_is_taken_away_knows_it(store: AnyStore, clock: HandClock) -> None:
     leader = await store.elect("dns", b"one", ttl=6)
     await settle()
     await store.delete("election/dns")
@@ -427,7 +427,7 @@ async def test_a_leader_whose_key_is_taken_away_knows_it(store: LocalStore, cloc
     assert leader.lost
 
 
-async def test_a_leader_is_lost_when_the_store_was_away_for_its_time(store: LocalStore, clock: HandClock) -> None:
+async def test_a_leader_is_lost_when_the_store_was_away_for_its_time(store: AnyStore, clock: HandClock) -> None:
     leader = await store.elect("dns", b"one", ttl=6)
     await store.close()
     clock.turn(6)
@@ -435,7 +435,7 @@ async def test_a_leader_is_lost_when_the_store_was_away_for_its_time(store: Loca
     await store.open()
 
 
-async def test_who_gives_up_waiting_to_lead_leaves_nothing_behind(store: LocalStore, clock: HandClock) -> None:
+async def test_who_gives_up_waiting_to_lead_leaves_nothing_behind(store: AnyStore, clock: HandClock) -> None:
     await store.elect("dns", b"one")
     waiting = asyncio.ensure_future(store.elect("dns", b"two"))
     await settle()
@@ -444,7 +444,7 @@ async def test_who_gives_up_waiting_to_lead_leaves_nothing_behind(store: LocalSt
     assert dict((await store.status()).detail)["leases"] == "1"
 
 
-async def test_each_owner_gets_one_candidate_and_keeps_it(store: LocalStore) -> None:
+async def test_each_owner_gets_one_candidate_and_keeps_it(store: AnyStore) -> None:
     candidates = ("1", "2")
     assert await store.allocate("vtep/", candidates, b"x") == "1"
     assert await store.allocate("vtep/", candidates, b"y") == "2"
@@ -455,7 +455,7 @@ async def test_each_owner_gets_one_candidate_and_keeps_it(store: LocalStore) -> 
     assert await store.allocate("vtep/", candidates, b"y") == "2", "what is held comes before what is free"
 
 
-async def test_allocations_at_once_never_meet(store: LocalStore) -> None:
+async def test_allocations_at_once_never_meet(store: AnyStore) -> None:
     candidates = tuple(map(str, range(8)))
     got = await asyncio.gather(*(store.allocate("p/", candidates, bytes([n])) for n in range(10)))
     assert sorted(filter(None, got)) == sorted(candidates)
@@ -465,7 +465,7 @@ async def test_allocations_at_once_never_meet(store: LocalStore) -> None:
 # --- open and closed -------------------------------------------------------------------------------------------------
 
 
-async def test_everything_is_there_after_a_restart(store: LocalStore) -> None:
+async def test_everything_is_there_after_a_restart(store: AnyStore) -> None:
     await store.txn((), tuple(Put(f"k/{n:04}", str(n).encode()) for n in range(600)))
     for n in range(0, 600, 7):
         await store.delete(f"k/{n:04}")
@@ -477,7 +477,7 @@ async def test_everything_is_there_after_a_restart(store: LocalStore) -> None:
     assert [s.revision for s in await heard(store.watch("k/", before[2]))] == [before[2]]
 
 
-async def test_a_closed_store_is_unavailable(store: LocalStore) -> None:
+async def test_a_closed_store_is_unavailable(store: AnyStore) -> None:
     await store.close()
     await store.close()
     with pytest.raises(StoreUnavailable):
@@ -491,7 +491,7 @@ async def test_a_closed_store_is_unavailable(store: LocalStore) -> None:
         await store.open()
 
 
-async def test_status_counts(store: LocalStore) -> None:
+async def test_status_counts(store: AnyStore) -> None:
     await store.put("a", b"")
     await store.put("b", b"")
     await store.delete("a")

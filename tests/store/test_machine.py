@@ -21,7 +21,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from tests.store.backends import BACKENDS, Said, heard
+from tests.store import engine
+from tests.store.backends import BACKENDS, AnyStore, Said, heard
 from tests.store.hand_clock import HandClock
 from towpath.store.contract import (
     Absent,
@@ -37,7 +38,6 @@ from towpath.store.contract import (
     Put,
     Reset,
 )
-from towpath.store.local import LocalStore
 from towpath.store.watch import Watch
 
 T = TypeVar("T")
@@ -134,6 +134,9 @@ class Model:
 
 class StoreMachine(RuleBasedStateMachine):
     backend = "memory"
+    turns_clock = True
+    examples = 40
+    longer = 0  # seconds that leases live beyond what is drawn
 
     @initialize()
     def begin(self) -> None:
@@ -141,7 +144,8 @@ class StoreMachine(RuleBasedStateMachine):
         self.folder = tempfile.TemporaryDirectory()
         self.clock = HandClock()
         self.model = Model()
-        self.store: LocalStore = BACKENDS[self.backend](Path(self.folder.name), self.clock, HISTORY)
+        self.granted: list[int] = []
+        self.store: AnyStore = BACKENDS[self.backend](Path(self.folder.name), self.clock, HISTORY)
         self.run(self.store.open())
 
     def teardown(self) -> None:
@@ -185,12 +189,19 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(ttl=st.integers(1, 9))
     def grant(self, ttl: int) -> None:
+        ttl += self.longer
         lease = self.run(self.store.grant(ttl))
         assert lease not in self.model.leases
+        self.granted.append(lease)
         self.model.leases[lease] = (ttl, self.clock.now() + ttl)
 
-    @rule(lease=st.integers(1, 6))
-    def keep_alive(self, lease: int) -> None:
+    def _lease(self, number: int) -> int:
+        """The number-th lease that was granted, or one that never was."""
+        return self.granted[number - 1] if number <= len(self.granted) else number
+
+    @rule(number=st.integers(1, 6))
+    def keep_alive(self, number: int) -> None:
+        lease = self._lease(number)
         if lease in self.model.leases:
             ttl = self.model.leases[lease][0]
             assert self.run(self.store.keep_alive(lease)) == ttl
@@ -199,11 +210,13 @@ class StoreMachine(RuleBasedStateMachine):
             with pytest.raises(LeaseGone):
                 self.run(self.store.keep_alive(lease))
 
-    @rule(lease=st.integers(1, 6))
-    def revoke(self, lease: int) -> None:
+    @rule(number=st.integers(1, 6))
+    def revoke(self, number: int) -> None:
+        lease = self._lease(number)
         self.model.end(lease)
         self.run(self.store.revoke(lease))
 
+    @precondition(lambda self: self.turns_clock)
     @rule(seconds=st.integers(1, 6))
     def time_passes(self, seconds: int) -> None:
         self.clock.turn(seconds)
@@ -215,8 +228,11 @@ class StoreMachine(RuleBasedStateMachine):
     def watch(self, prefix: str, back: int, now: bool) -> None:
         here = self.model.revision + 1
         first = 0 if now else max(1, here + 1 - back)
-        watch = self.store.watch(prefix, first)
+        watch = self.run(self._watch(prefix, first))
         self.model.readers.append(Reader(watch, prefix, 0 if first > here else first or here))
+
+    async def _watch(self, prefix: str, first: int) -> Watch:
+        return self.store.watch(prefix, first)
 
     @precondition(lambda self: self.model.readers)
     @rule(data=st.data())
@@ -260,13 +276,22 @@ class SqliteMachine(StoreMachine):
     backend = "sqlite"
 
 
-@pytest.mark.parametrize("machine", [StoreMachine, SqliteMachine], ids=["memory", "sqlite"])
+class EtcdMachine(StoreMachine):
+    backend = "etcd"
+    turns_clock = False
+    longer = 600
+    examples = 12
+
+
+@pytest.mark.parametrize("machine", [StoreMachine, SqliteMachine, EtcdMachine], ids=["memory", "sqlite", "etcd"])
 def test_a_backend_never_differs_from_the_model(machine: type[StoreMachine], monkeypatch: pytest.MonkeyPatch) -> None:
+    if machine is EtcdMachine and not engine.installed():
+        pytest.skip(engine.MISSING)
     monkeypatch.setattr("towpath.store.sqlite.SETTLE_AT", 5)  # so that items are met in the journal and in the table
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=40,
+            max_examples=machine.examples,
             stateful_step_count=40,
             deadline=None,
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],

@@ -183,7 +183,7 @@ class LocalStore:
         self._rows.write(Write(revision, events, ended, forget, durable, releasing))
         self._revision = revision
         if events:
-            self._watches.notice(revision, events)
+            self._watches.notice(revision, events, revision - 1)
 
     def _end_lease(self, lease: int) -> None:
         self._write(deletions(self._rows.leased(lease), self._revision + 1), ended=lease)

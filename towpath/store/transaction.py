@@ -92,7 +92,7 @@ def decide(
 ) -> Decision:
     """What the transaction does to `view`; its changes will carry `revision`. The input has passed `check`."""
     seen = view.read(dict.fromkeys([*(c.key for c in compares), *_single_keys(then)]))
-    failed = tuple(index for index, compare in enumerate(compares) if not _holds(compare, seen.get(compare.key)))
+    failed = tuple(index for index, compare in enumerate(compares) if not holds(compare, seen.get(compare.key)))
     branch = then
     if failed:
         branch = orelse
@@ -113,7 +113,7 @@ def _single_keys(branch: tuple[Change, ...]) -> list[str]:
     return [change.key for change in branch if not (isinstance(change, Delete) and change.prefix)]
 
 
-def _holds(compare: Compare, item: Item | None) -> bool:
+def holds(compare: Compare, item: Item | None) -> bool:
     if isinstance(compare, Absent):
         return item is None
     if isinstance(compare, AtRevision):

@@ -34,12 +34,13 @@ class History(Protocol):
 class Watch:
     """The iterator that Store.watch returns. Cancelling a pending `anext` loses nothing."""
 
-    def __init__(self, history: History, prefix: str, first: int) -> None:
+    def __init__(self, history: History, prefix: str, first: int, known: int = 0) -> None:
+        """known: a revision that the store has reached, where the history is still behind it."""
         self._history = history
         self._prefix = prefix
         # The first revision that is not read yet. A place in the future is one that a power cut took back: what the
         # reader knows is not what happened, so it begins before all history and hears Reset.
-        self._next = first if first <= history.revision + 1 else 0
+        self._next = first if first <= max(history.revision, known) + 1 else 0
         self._heard = first - 1  # the last revision that the reader knows about
         self._page: deque[Batch] = deque()
         self._wake = asyncio.Event()
@@ -68,11 +69,22 @@ class Watch:
         self._page.clear()
         self._wake.set()
 
-    def notice(self, revision: int, events: tuple[Event, ...]) -> None:
-        """Hear that the store is at `revision` now, by `events`."""
+    def wake(self) -> None:
+        """Look again: the history was cut."""
+        self._wake.set()
+
+    def lose(self, key: str) -> None:
+        """Where `key` is watched: what the reader knows is not true any more, and no event says so."""
+        if key.startswith(self._prefix):
+            self._next = 0
+            self._page.clear()
+            self._wake.set()
+
+    def notice(self, revision: int, events: tuple[Event, ...], before: int) -> None:
+        """Hear that the store went from `before` to `revision`, by `events`."""
         if any(event.item.key.startswith(self._prefix) for event in events):
             self._wake.set()
-        elif self._next == revision:  # nothing unread and nothing for us: step over it without reading
+        elif before < self._next <= revision:  # nothing unread and nothing for us: step over it without reading
             self._next = revision + 1
             if revision - self._heard >= QUIET:
                 self._wake.set()
@@ -110,9 +122,17 @@ class Watches:
         self._all.add(watch)
         return watch
 
-    def notice(self, revision: int, events: tuple[Event, ...]) -> None:
+    def notice(self, revision: int, events: tuple[Event, ...], before: int) -> None:
         for watch in self._all:
-            watch.notice(revision, events)
+            watch.notice(revision, events, before)
+
+    def wake(self) -> None:
+        for watch in self._all:
+            watch.wake()
+
+    def lose(self, key: str) -> None:
+        for watch in self._all:
+            watch.lose(key)
 
     def end(self) -> None:
         for watch in list(self._all):
