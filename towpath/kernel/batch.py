@@ -154,7 +154,7 @@ class Batch:
 
     def _plug_port(self, op: PlugPort) -> None:
         if self._find(op.name):
-            self._now(op, links.set_link(SetLink(op.name), self._need(op, op.master)))
+            self._now(op, links.set_link(SetLink(op.name, master=op.master), self._need(op, op.master)))
             self._now(op, links.mark(op.name, op.hairpin, op.isolated))
 
     def _drop_link(self, op: DropLink) -> None:
