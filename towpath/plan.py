@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from towpath.model import Address, Bandwidth, Interface, PortMap, PortRules, Route, Trunk
+from towpath.model import Address, Bandwidth, Interface, PortMap, PortRules, Route, Subnet, Trunk
 
 # --- links and addresses: places "host" and "netns" ---------------------------------------------------------------
 
@@ -105,6 +105,14 @@ class AddRoute:
 
 
 @dataclass(frozen=True, slots=True)
+class DropRoute:
+    """That route, whoever made it, is gone when this is done; one to the same place by another way stays."""
+
+    link: str
+    route: Route
+
+
+@dataclass(frozen=True, slots=True)
 class Sysctl:
     """`path` below /proc/sys with slashes, e.g. net/ipv4/ip_forward. A missing file is an error unless `optional`."""
 
@@ -128,6 +136,76 @@ class ForgetNeighbours:
 
     link: str
     addresses: tuple[Address, ...]
+
+
+# --- tunnels: place "host". The classes that add also say what is wanted and what is seen. -------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class EnsureVxlan:
+    """A VXLAN device (RFC 7348) with this MAC, up, that floods and learns nothing: what it knows it was told.
+
+    local: the node's address on the underlay, whose family is that of every peer. mtu 0 = the kernel's.
+    One that differs in anything but the MTU is made anew, and loses its addresses and entries with that.
+    Fails with EEXIST where the name belongs to a link of another kind.
+    """
+
+    name: str
+    vni: int
+    port: int
+    local: Address
+    mac: str
+    mtu: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class AddNeighbour:
+    """`address` is at `mac`, for good: nobody is asked. What the table said about the address before is replaced."""
+
+    link: str
+    address: Address
+    mac: str
+
+
+@dataclass(frozen=True, slots=True)
+class DropNeighbour:
+    link: str
+    address: Address
+
+
+@dataclass(frozen=True, slots=True)
+class AddFdb:
+    """Frames to `mac` leave VXLAN device `link` for the underlay address `to`, and no other."""
+
+    link: str
+    mac: str
+    to: Address
+
+
+@dataclass(frozen=True, slots=True)
+class DropFdb:
+    link: str
+    mac: str
+    to: Address
+
+
+@dataclass(frozen=True, slots=True)
+class AddPolicyRule:
+    """What comes from `source` is routed by `table` before the main one is asked (ip-rule(8))."""
+
+    source: Subnet
+    table: int
+    priority: int
+
+
+@dataclass(frozen=True, slots=True)
+class DropPolicyRule:
+    source: Subnet
+    table: int
+    priority: int
+
+
+TunnelEntry = AddNeighbour | AddFdb | AddRoute | AddPolicyRule
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +317,14 @@ LinkOp = (
     | AddAddress
     | DropAddress
     | AddRoute
+    | DropRoute
+    | EnsureVxlan
+    | AddNeighbour
+    | DropNeighbour
+    | AddFdb
+    | DropFdb
+    | AddPolicyRule
+    | DropPolicyRule
     | Sysctl
     | Announce
     | ForgetNeighbours

@@ -27,7 +27,7 @@ from towpath.kernel.netlink import Netlink
 from towpath.kernel.reap import Reaper
 from towpath.kernel.writer import Rules, Writer
 from towpath.model import Address
-from towpath.plan import DropLink, Op, Phase, Plan
+from towpath.plan import DropLink, Op, Phase, Plan, TunnelEntry
 
 T = TypeVar("T")
 
@@ -124,6 +124,9 @@ class LinuxKernel:
     async def shapes(self, link: str) -> tuple[ShapeSeen, ...]:
         return await self._crew.run(lambda netlink: read.shapes(netlink, link))
 
+    async def tunnel_entries(self, link: str, table: int) -> frozenset[TunnelEntry]:
+        return await self._crew.run(lambda netlink: read.tunnel_entries(netlink, link, table))
+
     async def route_device(self, address: Address) -> str:
         return await self._crew.run(lambda netlink: read.route_device(netlink, address))
 
@@ -153,6 +156,9 @@ class LinuxKernel:
 
     def changes(self) -> AsyncIterator[str]:
         return watch.changes()
+
+    def route_changes(self) -> AsyncIterator[str]:
+        return watch.changes(watch.ROUTES, rest=1.0)
 
     async def close(self) -> None:
         """Threads end when they have done what they hold; nothing in the kernel changes."""
