@@ -133,7 +133,7 @@ class Networks:
     def check_free(self, network: Network) -> None:
         """Neither the bridge nor a subnet of a network that an administrator makes may belong to another network."""
         for other in self.rows.values():
-            if other.name == network.name or other.mode != "bridge" or network.mode != "bridge":
+            if other.name == network.name or "host" in (other.mode, network.mode):
                 continue
             if other.device == network.device:
                 raise Conflict(f"bridge {network.device!r} belongs to network {other.name!r}")
@@ -211,7 +211,8 @@ class Networks:
         self.up.discard(name)
         await self.store.delete(lease_row(name, ""), prefix=True)
         await self.store.delete(f"cursors/{name}")
-        seen = await self.kernel.link(network.device) if network.mode == "bridge" else None
+        device = mode.get(network.mode).home(network)
+        seen = await self.kernel.link(device) if device else None
         if seen is not None and seen.kind == "bridge" and seen.alias == "towpath":
             await self.kernel.apply(mode.get(network.mode).plan_drop_network(network))
         await self.store.delete(row(name))  # last: a crash before it leaves a network that can be dropped again

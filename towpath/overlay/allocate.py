@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network, ip_network
 from typing import TypeVar
 
@@ -103,13 +104,18 @@ def _vtep(config: OverlayConfig, node: str, held: Vtep | None, others: Collectio
     return Vtep(mac, ip, ip6)
 
 
+# A round that was lost, and every node that joins, reads the same thousands of claims again.
+@lru_cache(1 << 14)
 def _address(text: str) -> Address:
     return IPv6Address(text) if ":" in text else IPv4Address(text)
 
 
+_network = lru_cache(1 << 14)(ip_network)
+
+
 def _slice(overlay: Overlay, held: Slice | None, others: Collection[str]) -> Slice:
     prefix = f"{SUBNETS}{overlay.name}/"
-    taken = [ip_network(key.removeprefix(prefix)) for key in others if key.startswith(prefix)]
+    taken = [_network(key.removeprefix(prefix)) for key in others if key.startswith(prefix)]
     kept = held or Slice(overlay.name)
     subnet, subnet6 = kept.subnet, kept.subnet6
     if overlay.subnet is not None and subnet is None:
