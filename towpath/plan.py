@@ -257,11 +257,15 @@ class Publish:
 
 @dataclass(frozen=True, slots=True)
 class Masquerade:
-    """What `address` sends out through any interface but `home` gets the node's address; multicast never."""
+    """What `address` sends out through any interface but `home` gets the node's address; multicast never.
+
+    inner: it keeps its own where it leaves through a link that a KeepSource names.
+    """
 
     address: Interface
     home: str
     owner: str
+    inner: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,7 +296,41 @@ class PinMac:
     owner: str
 
 
-Rule = Publish | Masquerade | Accept | Fence | PinMac
+@dataclass(frozen=True, slots=True)
+class KeepSource:
+    """`link` leads to other members of the overlays, who know each other by their own addresses (Masquerade.inner)."""
+
+    link: str
+    owner: str
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """Datagrams to UDP `port` of the node are dropped unless a Peer of that port sent them."""
+
+    port: int
+    owner: str
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Another node, whose datagrams to UDP `port` are taken."""
+
+    address: Address
+    port: int
+    owner: str
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """Nothing from behind `home` goes to UDP `port`, of the node or of anybody: whatever source it claims to have."""
+
+    home: str
+    port: int
+    owner: str
+
+
+Rule = Publish | Masquerade | Accept | Fence | PinMac | KeepSource | Guard | Peer | Bar
 
 
 @dataclass(frozen=True, slots=True)
