@@ -23,7 +23,7 @@ from towpath.mode import Node
 from towpath.model import Attachment, Foreign, Given, InNetns, Key, Lease, Network, Request, Take
 from towpath.networks import Networks, adopted
 from towpath.parts import ports, rules, shape, tuning
-from towpath.plan import Plan
+from towpath.plan import Plan, Rule
 from towpath.store.contract import Delete, Put, Store
 from towpath.timings import Timings
 
@@ -88,6 +88,7 @@ class Attacher:
         self.setting = setting
         self.networks = Networks(store, kernel)
         self.records: dict[Key, Attachment] = {}
+        self.standing: tuple[Rule, ...] = ()  # rules of the node itself, which no attachment brings or takes away
         self.timings = Timings()
         self._alone = KeyLocks()
         self._later: dict[Key, asyncio.Task[None]] = {}  # deferred deletes that have answered and are not done yet
