@@ -8,6 +8,7 @@ be read or done now stays as it is: the tables that were known last go on carryi
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -233,10 +234,10 @@ class Tunnel:
             except TowpathError as failed:
                 log.error("the tunnel could not be brought to the nodes table", extra={"error": str(failed)})
                 wait = AGAIN
-            try:
-                await asyncio.wait_for(self._dirty.wait(), wait)
-            except TimeoutError:
-                continue
+            with contextlib.suppress(TimeoutError):
+                # Not wait_for: before Python 3.12 it loses a cancellation that comes together with the event.
+                async with asyncio.timeout(wait):
+                    await self._dirty.wait()
 
     async def _watch_nodes(self) -> None:
         watch = self.store.watch(NODES)
