@@ -7,7 +7,7 @@ import os
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
-from ipaddress import ip_address, ip_interface, ip_network
+from ipaddress import IPv4Address, IPv4Network, ip_address, ip_interface, ip_network
 from typing import Any
 
 import pytest
@@ -221,3 +221,13 @@ def test_a_name_that_belongs_to_another_kind_of_link_is_refused(host: Box) -> No
     with pytest.raises(PhaseFailed, match="is not a VXLAN device") as caught:
         host.do(replace(VXLAN, name="br-x"))
     assert caught.value.errno == errno.EEXIST
+
+
+def test_thousands_of_entries_in_one_phase(host: Box) -> None:
+    """More than a socket takes in one call, and more answers than fit into its buffer."""
+    many = tuple(
+        AddRoute("vtep1024", Route(IPv4Network((int(IPv4Address("9.0.0.0")) + 256 * n, 24)), IPv4Address("44.128.0.2")))
+        for n in range(5000)
+    )
+    host.do(*many)
+    assert entries(host) == frozenset(many)

@@ -180,7 +180,7 @@ class LinuxKernel:
             path = phase.netns if phase.where == "netns" else ""
             self._at(path, netlink, lambda n: Batch(n, phase.where, self._herald).run(phase.ops))
         except OSError as failure:  # of the socket itself: what the kernel refuses is PhaseFailed already
-            raise PhaseFailed(phase.where, phase.ops, failure.errno or 0, str(failure)) from failure
+            raise PhaseFailed(phase.where, phase.ops[:3], failure.errno or 0, str(failure)) from failure
 
     def _at(self, path: str, netlink: Netlink, do: Callable[[Netlink], T]) -> T:
         """Run `do` in the namespace at `path` with a socket of that namespace; "" = home, with the thread's own."""

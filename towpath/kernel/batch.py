@@ -46,6 +46,7 @@ from towpath.plan import (
 GONE = frozenset({errno.ENODEV, errno.ENOENT, errno.EADDRNOTAVAIL, errno.ESRCH})
 THERE = frozenset({errno.EEXIST})
 NOTHING: frozenset[int] = frozenset()
+AT_ONCE = 64  # messages in one call: each answer takes up to 1.3 kB of the socket's receive buffer, which has 208
 
 
 class Batch:
@@ -100,9 +101,11 @@ class Batch:
         waiting, self._waiting = self._waiting, []
         if not waiting:
             return
-        answers = self._netlink.send([message for _, message, _ in waiting])
-        for (op, _, forgiven), answer in zip(waiting, answers, strict=True):
-            self._check(op, answer, forgiven)
+        for start in range(0, len(waiting), AT_ONCE):
+            some = waiting[start : start + AT_ONCE]
+            answers = self._netlink.send([message for _, message, _ in some])
+            for (op, _, forgiven), answer in zip(some, answers, strict=True):
+                self._check(op, answer, forgiven)
 
     def _now(self, op: Op, message: Message, forgiven: frozenset[int] = NOTHING) -> Answer:
         self._flush()
