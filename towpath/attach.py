@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from errno import EEXIST, ENODEV
 
@@ -88,7 +88,7 @@ class Attacher:
         self.setting = setting
         self.networks = Networks(store, kernel)
         self.records: dict[Key, Attachment] = {}
-        self.standing: tuple[Rule, ...] = ()  # rules of the node itself, which no attachment brings or takes away
+        self.standing: Callable[[], Iterable[Rule]] = tuple  # the node's own rules: no attachment brings or takes them
         self.timings = Timings()
         self._alone = KeyLocks()
         self._later: dict[Key, asyncio.Task[None]] = {}  # deferred deletes that have answered and are not done yet

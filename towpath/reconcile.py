@@ -73,7 +73,7 @@ def _wanted(attacher: Attacher, firewall: str) -> Wanted:
     """Called in the writer's thread: the copy is one step of the interpreter, so no ADD changes the dict under it."""
     records = [record for record in list(attacher.records.values()) if record.firewall == firewall]
     settled = [rule for record in records if record.phase == "attached" for rule in rules.rules(record)]
-    settled += attacher.standing if firewall == attacher.setting.firewall else ()
+    settled += attacher.standing() if firewall == attacher.setting.firewall else ()
     moving = [rule for record in records if record.phase != "attached" for rule in rules.rules(record)]
     return Wanted(tuple(settled), tuple(moving))
 

@@ -50,6 +50,7 @@ class Host:
         self.net = Lab(place, Nftables())
         self.attacher = place.inside(self._attacher)
         self.tunnel = Tunnel(cluster, place.kernel, self.member, follow=self._follow)
+        self.attacher.standing = lambda: self.tunnel.rules
         self.addresses: dict[tuple[str, int], Attachment] = {}
 
     def _attacher(self) -> Attacher:

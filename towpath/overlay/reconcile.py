@@ -78,7 +78,8 @@ class Tunnel:
         self.kernel = kernel
         self.who = who
         self.state: State | None = None
-        self.rules: frozenset[Rule] = frozenset()
+        self.rules: frozenset[Rule] = frozenset()  # for Attacher.standing, whose heal keeps them in the kernel
+        self._written: frozenset[Rule] = frozenset()
         self.removed = False
         self._bridges = bridges
         self._follow = follow
@@ -171,7 +172,7 @@ class Tunnel:
         before = frozenset(old.addresses if old else ())
         after = frozenset(new.addresses if new else ())
         others = frozenset(chain.from_iterable(member.addresses for member in state.members.values()))
-        return (self.rules - guard.peers(state.config, before - others)) | guard.peers(state.config, after - before)
+        return (self._written - guard.peers(state.config, before - others)) | guard.peers(state.config, after - before)
 
     async def _own_row(self, event: Event) -> None:
         if not event.deleted:
@@ -196,14 +197,15 @@ class Tunnel:
 
     async def _apply(self, found: Difference, rules: frozenset[Rule]) -> None:
         """Peers are let in before anything leads to them, and shut out after nothing does any more."""
-        add, drop = rules - self.rules, self.rules - rules
+        add, drop = rules - self._written, self._written - rules
+        self.rules = rules | self._written  # a heal that comes in between takes neither the old nor the new away
         phases = (
             Phase("firewall", tuple(map(AddRule, add))),
             Phase("host", found.ops),
             Phase("firewall", tuple(map(DropRule, drop))),
         )
         await self.kernel.apply(tuple(phase for phase in phases if phase.ops))
-        self.rules = rules
+        self._written = self.rules = rules
 
     def _need(self) -> State:
         if self.state is None:
