@@ -1,12 +1,17 @@
 # One word per job; each installs what it needs, once. Run as root on Debian 12: make demo, make test.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak check bench bench-cni setup setup-demo clean
+.PHONY: help demo test soak check bench bench-cni setup setup-demo install uninstall clean
 
 # Where python3 comes from matters: the venv must outlive the shell's own ideas of Python.
 SYSTEM_PYTHON := /usr/bin/python3
 PYTHON := .venv/bin/python
 PIP := .venv/bin/pip --disable-pip-version-check --quiet
+
+# Where `make install` puts things: a virtualenv, the command that systemd finds on its PATH, the unit.
+PREFIX ?= /opt/towpath
+BINDIR ?= /usr/local/bin
+UNITDIR ?= /etc/systemd/system
 
 # thing that must be there : Debian package that brings it
 DEMO_DEBS := $(SYSTEM_PYTHON):python3 /usr/lib/python3.11/ensurepip:python3-venv ip:iproute2 nft:nftables
@@ -17,6 +22,7 @@ TEST_DEBS := iptables:iptables /usr/lib/cni/bridge:containernetworking-plugins p
 help:
 	@echo "make demo       see it work: a node in namespaces of its own, workloads, a published port"
 	@echo "make test       the whole test suite (root; under ten minutes on two cores)"
+	@echo "make install    onto this machine: $(PREFIX), $(BINDIR)/towpath, towpath.service; make uninstall takes it away"
 	@echo "make check      formatting, lint, types, floors"
 	@echo "make soak       a thousand cycles of ADD, DEL and kill -9"
 	@echo "make bench      every benchmark; make bench-cni only this part; results in build/bench"
@@ -67,6 +73,24 @@ bench: bench-cni
 
 bench-cni: setup
 	@$(PYTHON) -m integration.bench.cni $(BENCH_FLAGS)
+
+# build/lib goes first: setuptools would pack modules into the wheel that are no longer in the tree.
+install: build/debs-demo
+	@echo "==> towpath into $(PREFIX)"
+	@test -x $(PREFIX)/bin/python || $(SYSTEM_PYTHON) -m venv $(PREFIX)
+	@rm -rf build/lib build/bdist.*
+	@$(PREFIX)/bin/pip --disable-pip-version-check --quiet install --upgrade .
+	@install -d $(BINDIR) $(UNITDIR)
+	@ln -sfn $(PREFIX)/bin/towpath $(BINDIR)/towpath
+	@install -m 644 units/towpath.service $(UNITDIR)/towpath.service
+	@if [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
+	@echo "installed. Start it: systemctl enable --now towpath"
+
+# The agent's tables in /var/lib/towpath and CNI executables stay: see `towpath cni uninstall DIR`.
+uninstall:
+	@if [ -d /run/systemd/system ] && [ -e $(UNITDIR)/towpath.service ]; then systemctl disable --now towpath; fi
+	rm -rf $(PREFIX) $(BINDIR)/towpath $(UNITDIR)/towpath.service
+	@if [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
 
 clean:
 	rm -rf build .venv *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -189,6 +189,7 @@ def main() -> int:
         clean_up(story, host, before)
     except (CommandFailed, Unreachable) as exc:
         print(f"\n{exc}\n\nthe agent's log:\n{host.agent.tail()}", file=sys.stderr)
+        host.towpath("stop", "--time", "0", "shop", "buyer", "metrics", check=False)
         return 1
     finally:
         host.close()

@@ -103,8 +103,19 @@ class Agent:
         """Start it (`wrap`: by this program) and wait until it serves; returns the seconds. Raises CommandFailed."""
         begin = time.monotonic()
         with self.log.open("ab") as log:
+            # setpriv: where the tests themselves are killed, their agents go too
             self.process = self.netns.start(
-                *wrap, TOWPATH, "agent", "--config", str(self.config), stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                "setpriv",
+                "--pdeathsig",
+                "KILL",
+                *wrap,
+                TOWPATH,
+                "agent",
+                "--config",
+                str(self.config),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
             )
         while not self._answers():
             if self.process.poll() is not None or time.monotonic() - begin > wait:

@@ -539,3 +539,29 @@ def test_siblings_of_other_networks_meet_where_the_policy_is_open(net: Net) -> N
     assert reaches(member.container.netns, sibling.address, 80)
     with pytest.raises(Unreachable):
         ask(member.container.netns, sibling.address, 81, wait=0.3)
+
+
+@ours
+def test_the_gc_of_one_network_leaves_the_bridge_that_another_one_shares(net: Net) -> None:
+    first = net.runtime(ipam=net.ipam({"subnet": net.subnet, "rangeEnd": f"10.{net.number}.0.99"}), version="1.1.0")
+    second = net.runtime(ipam=net.ipam({"subnet": net.subnet, "rangeStart": f"10.{net.number}.0.100"}))
+    second.name = f"{net.name}b"
+    gone, stays = net.join(first), net.join(second)
+    assert gone.leave().ok
+    assert first.gc([]).ok
+    assert net.name not in {row["name"] for row in net.host.agent.get("/v1/networks")}
+    stays.container.serve(tcp=(80,))
+    assert ask(net.host.netns, stays.address, 80).server == stays.container.id
+    assert stays.leave().ok
+    net.host.agent.forget(second.name)
+
+
+@ours
+def test_an_unused_network_that_moves_to_another_bridge_is_reached_there(net: Net) -> None:
+    assert net.join().leave().ok
+    member = net.join(net.runtime(bridge=f"{net.bridge}x"))
+    member.container.serve(tcp=(80,))
+    assert ask(net.host.netns, member.address, 80).server == member.container.id
+    assert net.bridge not in links(net.host.netns)
+    assert member.leave().ok
+    net.host.agent.forget(net.name)

@@ -17,6 +17,7 @@ from towpath.plan import (
     LinkOp,
     Phase,
     Plan,
+    PlugPort,
     PortVlans,
     Sysctl,
 )
@@ -63,6 +64,17 @@ def strangers(network: Network, seen: NetnsSeen) -> list[Interface]:
                 found.append(address)
                 break
     return found
+
+
+def isolated(record: Attachment, network: Network) -> bool:
+    """Whether frames of other isolated ports do not reach this one."""
+    return network.port_isolation or record.isolation == "isolated"
+
+
+def port_vlans(record: Attachment, network: Network) -> tuple[PortVlans, ...]:
+    if not (network.vlan or network.trunk):
+        return ()
+    return (PortVlans(record.veth, network.vlan, network.trunk, network.preserve_default_vlan),)
 
 
 class Bridge:
@@ -121,13 +133,14 @@ class Bridge:
             master=record.home,
             mtu=network.mtu,
             hairpin=network.hairpin,
-            isolated=network.port_isolation or record.isolation == "isolated",
+            isolated=isolated(record, network),
             host_mac=record.key.host_mac(),
         )
-        host: list[LinkOp] = [veth]
-        if network.vlan or network.trunk:
-            host.append(PortVlans(record.veth, network.vlan, network.trunk, network.preserve_default_vlan))
-        return (Phase("host", tuple(host)), plan_inside(record, network))
+        return (Phase("host", (veth, *port_vlans(record, network))), plan_inside(record, network))
+
+    def plan_plug(self, record: Attachment, network: Network) -> Plan:
+        port = PlugPort(record.veth, record.home, network.hairpin, isolated(record, network))
+        return (Phase("host", (port, *port_vlans(record, network))),)
 
     def plan_detach(self, record: Attachment) -> Plan:
         return plan_drop(record)

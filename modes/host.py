@@ -36,6 +36,9 @@ class Host:
     def plan_attach(self, record: Attachment, network: Network) -> Plan:
         return ()
 
+    def plan_plug(self, record: Attachment, network: Network) -> Plan:
+        return ()
+
     def plan_detach(self, record: Attachment) -> Plan:
         return ()
 

@@ -238,6 +238,7 @@ static char *exchange(int fd, const struct text *request, struct text *reply)
 static int stand_in(void)
 {
     char *const argv[] = {PYTHON, "-I", "-m", "towpath.cni_once", NULL};
+    const char *command = getenv("CNI_COMMAND");
     struct text why = {0};
     int again = memfd_create("stdin", MFD_CLOEXEC);
     if (again < 0)
@@ -248,7 +249,8 @@ static int stand_in(void)
     execv(PYTHON, argv);
     puts_(&why, PYTHON ": ");
     puts_(&why, strerror(errno));
-    return fail(11, "the Towpath agent is not running at ", path,
+    /* CNI spec, "STATUS": 50 = no ADD can be served */
+    return fail(command && !strcmp(command, "STATUS") ? 50 : 11, "the Towpath agent is not running at ", path,
                 "start it: systemctl start towpath or: towpath agent; ", why.at);
 }
 

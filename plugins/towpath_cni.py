@@ -120,7 +120,8 @@ def stand_in(stdin: bytes, path: bytes) -> int:
     except OSError as exc:
         why = b"start it: systemctl start towpath or: towpath agent; %s: %s"
         why %= PYTHON, posix.strerror(exc.errno or 0).encode()
-        return fail(stdin, 11, b"the Towpath agent is not running at " + path, why)
+        code = 50 if posix.environ.get(b"CNI_COMMAND") == b"STATUS" else 11  # spec, "STATUS": 50 = no ADD can be served
+        return fail(stdin, code, b"the Towpath agent is not running at " + path, why)
 
 
 def fail(stdin: bytes, code: int, msg: bytes, details: bytes) -> int:

@@ -42,6 +42,7 @@ from towpath.plan import (
     ForgetNeighbours,
     Phase,
     Plan,
+    PlugPort,
     PortVlans,
     Publish,
     Rule,
@@ -51,6 +52,7 @@ from towpath.plan import (
     TunnelEntry,
     Unshape,
 )
+from towpath.timings import Timings
 
 HOST_ID = 4026531840
 NO_MAC = "00:00:00:00:00:00"
@@ -134,7 +136,9 @@ class FakeFirewall:
         self.commits = 0
         self.fail_next: int = 0  # an errno: the next commit raises it
 
-    def commit(self, changes: tuple[object, ...]) -> None:
+    quick = True
+
+    def commit(self, changes: tuple[object, ...]) -> int:
         if self.fail_next:
             number, self.fail_next = self.fail_next, 0
             raise PhaseFailed("firewall", changes, number)
@@ -149,6 +153,7 @@ class FakeFirewall:
                 raise TypeError(f"{change} is no change of a firewall")
         self.rules = after
         self.commits += 1
+        return 1
 
     @staticmethod
     def _refuse_taken(change: AddRule, rules: set[Rule]) -> None:
@@ -198,6 +203,7 @@ class FakeKernel:
         self.missing_sysctls = {"net/bridge"}  # prefixes of files that this kernel lacks
         self.flushed: list[FlushConntrack] = []
         self.closed = False
+        self.timings = Timings()
         self._next = 2
         self._watchers: list[asyncio.Queue[str]] = []
         for path in netns:
@@ -313,7 +319,10 @@ class FakeKernel:
     def pick_firewall(self, setting: str) -> str:
         return setting if setting != "auto" else "iptables" if self.managed else "nftables"
 
-    async def heal(self, firewall: str, wanted: Callable[[], Wanted], full: bool) -> int:
+    async def touched(self, firewall: str) -> bool:
+        return True
+
+    async def heal(self, firewall: str, wanted: Callable[[], Wanted]) -> int:
         wall, asked = self.firewall(firewall), wanted()
         return wall.heal([*asked.settled, *(rule for rule in asked.moving if rule in wall.rules)])
 
@@ -441,6 +450,13 @@ class FakeKernel:
     def _drop_entry(self, place: Place, op: DropNeighbour | DropFdb | DropPolicyRule) -> None:
         place.tunnel.drop(op)
 
+    def _plug_port(self, place: Place, op: PlugPort) -> None:
+        if op.name in place.links:
+            place.need(op.master)
+            place.links[op.name] = replace(place.links[op.name], master=op.master)
+            flags = (("hairpin", op.hairpin), ("isolated", op.isolated))
+            place.ports[op.name] = " ".join(word for word, on in flags if on)
+
     def _drop_link(self, place: Place, op: DropLink) -> None:
         self._forget(place, op.name)
 
@@ -509,6 +525,7 @@ class FakeKernel:
     _HANDS: dict[type, Callable[[FakeKernel, Place, Any], None]] = {
         EnsureBridge: _ensure_bridge,
         AddVeth: _add_veth,
+        PlugPort: _plug_port,
         DropLink: _drop_link,
         SetLink: _set_link,
         PortVlans: _port_vlans,

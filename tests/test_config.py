@@ -41,7 +41,7 @@ def test_every_key_of_the_file_is_read() -> None:
     firewall: nftables
     log_level: debug
     log_format: json
-    cni: {bin_dir: /usr/lib/cni, conf_dir: /tmp/net.d}
+    cni: {bin_dir: /usr/lib/cni}
     networks: [{name: web, subnet: 10.1.0.0/24}]
     """
     assert parse(text) == Config(
@@ -51,7 +51,7 @@ def test_every_key_of_the_file_is_read() -> None:
         firewall="nftables",
         log_level="debug",
         log_format="json",
-        cni=Cni("/usr/lib/cni", "/tmp/net.d"),
+        cni=Cni("/usr/lib/cni"),
         networks=(Network("web", pools=(WEB,), source="yaml"),),
     )
 
@@ -390,3 +390,15 @@ def test_networks_apart_are_fine() -> None:
         "{name: a, subnet: 10.1.0.0/24}, {name: b, subnet: 10.1.1.0/24}, {name: h, mode: host}, {name: g, mode: host}"
     )
     assert len(parse(f"networks: [{text}]").networks) == 4
+
+
+@pytest.mark.parametrize("subnet", ["0.0.0.0/0", "127.0.0.0/8", "224.1.0.0/16", "fe80::/64", "::/0", "ff02::/64"])
+def test_a_subnet_that_no_container_can_be_in_is_refused(subnet: str) -> None:
+    with pytest.raises(BadConfig, match=r"f:1: networks\[0\]\.subnet: .* cannot be a network of containers"):
+        parse(f"networks: [{{name: web, subnet: '{subnet}'}}]", "f")
+
+
+def test_a_nameserver_that_is_no_address_is_refused_with_its_place() -> None:
+    text = "networks:\n- name: web\n  dns:\n    nameservers: [9.9.9.9, dns.example]\n"
+    with pytest.raises(BadConfig, match=r"f:4: networks\[0\]\.dns\.nameservers\[1\]: 'dns.example' is not"):
+        parse(text, "f")

@@ -116,3 +116,15 @@ async def test_with_auto_the_rules_move_to_the_back_end_of_the_hosts_new_manager
     assert kernel.firewalls["nftables"].rules == set()
     await made.detach(request().key)
     assert kernel.firewalls["iptables"].rules == set()
+
+
+async def test_the_containers_of_a_bridge_that_was_made_anew_hang_on_it_again() -> None:
+    kernel = FakeKernel(netns=(NETNS,))
+    made = await attacher(kernel)
+    record = await made.add(request(network=await made.network(network())))
+    kernel.host.links[record.veth] = replace(kernel.host.links[record.veth], master="")
+    del kernel.host.links["br-shop"]
+    assert await made.check(record.key) != ()
+    await reconcile.heal(made, "auto", frozenset({"links"}))
+    assert await made.check(record.key) == ()
+    assert kernel.host.ports[record.veth] == "hairpin"

@@ -28,6 +28,10 @@ from towpath.store.sqlite import SqliteStore
 
 log = logging.getLogger(__name__)
 
+# Allocations between two collections of garbage, by generation. An ADD makes some thousands of objects and hardly a
+# cycle: with Python's 700 a collection runs several times in each.
+COLLECT = (20_000, 50, 100)
+
 
 @dataclass(slots=True)
 class Agent:
@@ -101,6 +105,7 @@ async def run(config: Config) -> None:
             )
             notify.notify("READY=1")
             gc.freeze()  # what lives since the start need not be walked again at each collection
+            gc.set_threshold(*COLLECT)
             background = [
                 asyncio.create_task(_bring_to_date(agent, dirty)),
                 asyncio.create_task(reconcile.follow(agent.kernel.changes(), dirty)),

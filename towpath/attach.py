@@ -11,12 +11,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from errno import EEXIST, ENODEV
 
-from towpath import claims, mode, schema
-from towpath.errors import Conflict, NotFound, PhaseFailed, TowpathError
+from towpath import checking, claims, mode, schema
+from towpath.errors import Conflict, PhaseFailed, TowpathError
 from towpath.kernel.contract import Kernel
 from towpath.keylock import KeyLocks
 from towpath.mode import Node
@@ -25,10 +26,11 @@ from towpath.networks import Networks, adopted
 from towpath.parts import ports, rules, shape, tuning
 from towpath.plan import Plan, Rule
 from towpath.store.contract import Delete, Put, Store
-from towpath.timings import Timings
+from towpath.unbroken import to_its_end
 
 log = logging.getLogger(__name__)
 
+DETACHED_AT_ONCE = 64  # by a GC or after a start: they share transactions and the kernel's grace periods
 ADOPTED_AT_ONCE = 200  # reservations in one transaction: a few milliseconds during which nobody else is served
 
 
@@ -86,10 +88,10 @@ class Attacher:
         self.kernel = kernel
         self.node = node
         self.setting = setting
-        self.networks = Networks(store, kernel)
+        self.networks = Networks(store, kernel, self._plug)
         self.records: dict[Key, Attachment] = {}
         self.standing: Callable[[], Iterable[Rule]] = tuple  # the node's own rules: no attachment brings or takes them
-        self.timings = Timings()
+        self.timings = kernel.timings
         self._alone = KeyLocks()
         self._later: dict[Key, asyncio.Task[None]] = {}  # deferred deletes that have answered and are not done yet
 
@@ -103,19 +105,8 @@ class Attacher:
         """
         async with self._alone(request.key):
             await self._make_way(request)
-            if "wire" in request.parts:
-                with self.timings.measure("network"):
-                    await self.networks.bring_up(request.network)
-            with self.timings.measure("claim"):
-                fresh, whole = await self._claim(request)
-            try:
-                await self._apply(fresh, request.network)
-                with self.timings.measure("mark"):
-                    return await self._save(replace(whole, phase="attached"))
-            except (Exception, asyncio.CancelledError):
-                self.timings.counts["failed add"] += 1
-                await asyncio.shield(self._undo(whole, fresh.parts))
-                raise
+            with self.networks.held(request.network.name):
+                return await self._add(request)
 
     async def detach(self, key: Key, parts: tuple[str, ...] = ()) -> None:
         """Take these parts away (() = all). What is gone already is success; what was never there too."""
@@ -126,7 +117,7 @@ class Attacher:
                 return
             going = leaving(record, parts)
             if going:
-                await asyncio.shield(self._release(record, going, defer=record.deferred_delete))
+                await to_its_end(self._release(record, going, defer=record.deferred_delete))
 
     async def _wait_for_deferred(self, key: Key) -> None:
         if key in self._later:
@@ -141,12 +132,32 @@ class Attacher:
 
     # --- add: its steps -------------------------------------------------------------------------------------------
 
+    async def _add(self, request: Request) -> Attachment:
+        if "wire" in request.parts or isinstance(request.address, Take):
+            await self.networks.stay(request.network)
+        if "wire" in request.parts:
+            with self.timings.measure("network"):
+                await self.networks.bring_up(request.network)
+        with self.timings.measure("claim"):
+            fresh, whole, before = await self._claim(request)
+        try:
+            await to_its_end(self._apply(fresh, request.network))
+            with self.timings.measure("mark"):
+                return await self._save(replace(whole, phase="attached", making=()), known=before)
+        except (Exception, asyncio.CancelledError):
+            self.timings.counts["failed add"] += 1
+            await to_its_end(self._undo(whole, fresh.parts))
+            raise
+
     async def _make_way(self, request: Request) -> None:
         """An earlier attachment of the same key: alive → Conflict; dead, or other parts of a chain → fine."""
         await self._wait_for_deferred(request.key)
         old = self.records.get(request.key)
         if old is None:
             return
+        if old.phase == "claimed" and old.making:  # an earlier call for these parts could not even be undone
+            await to_its_end(self._release(old, old.making))
+            old = self.records[request.key]
         again = tuple(part for part in request.parts if part in old.parts)
         if not again and old.phase == "attached":
             return
@@ -156,7 +167,7 @@ class Attacher:
                 f"{request.key} is attached already ({what}): duplicate allocation is not allowed",
                 hint=f"delete it first (CNI DEL), or: towpath attach rm {request.key}",
             )
-        await self._release(old, leaving(old, again or old.parts))
+        await to_its_end(self._release(old, leaving(old, again or old.parts)))
 
     async def alive(self, record: Attachment) -> bool:
         """Whether the container that the record was made for still has its namespace or wire."""
@@ -164,8 +175,8 @@ class Attacher:
             return True
         return bool(record.veth) and await self.kernel.link(record.veth) is not None
 
-    async def _claim(self, request: Request) -> tuple[Attachment, Attachment]:
-        """Rows first. Returns (the parts of this call alone, the whole record)."""
+    async def _claim(self, request: Request) -> tuple[Attachment, Attachment, bytes]:
+        """Rows first. Returns (the parts of this call alone, the whole record, its row as it was before)."""
         leases = await self._leases(request)
         try:
             fresh = await self._record(request, leases)
@@ -174,10 +185,10 @@ class Attacher:
             rows = claims.rows(fresh)
             await claims.refuse_clashes(self.store, fresh)
             cursor = await self._cursor(request, leases)
-            result = await self.store.txn(
-                claims.unclaimed(rows),
-                (*rows, *cursor, Put(claims.attachment_row(request.key), schema.rewrite(None, whole))),
-            )
+            row = claims.attachment_row(request.key)
+            kept = await self.store.get(row) if old else None
+            put = Put(row, schema.rewrite(kept.value if kept else None, whole))
+            result = await self.store.txn(claims.unclaimed(rows), (*rows, *cursor, put))
             if not result.ok:
                 raise await claims.taken(self.store, tuple(rows[i] for i in result.failed))
         except (Exception, asyncio.CancelledError):
@@ -186,7 +197,7 @@ class Attacher:
         if isinstance(request.address, Take):
             (await self.networks.allocator(request.network)).commit(leases, str(request.key))
         self.records[request.key] = whole
-        return fresh, whole
+        return fresh, whole, kept.value if kept else b""
 
     async def _leases(self, request: Request) -> tuple[Lease, ...]:
         if isinstance(request.address, Take):
@@ -255,15 +266,12 @@ class Attacher:
 
     async def _apply(self, fresh: Attachment, network: Network) -> None:
         links, firewall = plan_add(fresh, network)
-        with self.timings.measure("links"):
-            try:
-                await self.kernel.apply(links)
-            except PhaseFailed as failed:
-                if not await self._mended(failed, fresh, network):
-                    raise
-                await self.kernel.apply(links)
-        with self.timings.measure("firewall"):
-            await self.kernel.apply(firewall)
+        try:
+            await self.kernel.apply(links + firewall)
+        except PhaseFailed as failed:
+            if not await self._mended(failed, fresh, network):
+                raise
+            await self.kernel.apply(links + firewall)
 
     async def _mended(self, failed: PhaseFailed, fresh: Attachment, network: Network) -> bool:
         """Whether it is worth a second try: the bridge was taken away, or a deferred delete still holds the name."""
@@ -288,10 +296,13 @@ class Attacher:
         except TowpathError as failed:
             log.error("undo failed", extra={"attachment": str(whole.key), "error": str(failed)})
 
-    async def _save(self, record: Attachment) -> Attachment:
+    async def _save(self, record: Attachment, known: bytes | None = None) -> Attachment:
+        """known: the row as it stood before this call; None = read it first."""
         row = claims.attachment_row(record.key)
-        old = await self.store.get(row)
-        await self.store.txn((), (Put(row, schema.rewrite(old.value if old else None, record)),))
+        if known is None:
+            old = await self.store.get(row)
+            known = old.value if old else None
+        await self.store.txn((), (Put(row, schema.rewrite(known or None, record)),))
         self.records[record.key] = record
         return record
 
@@ -299,12 +310,24 @@ class Attacher:
 
     async def _release(self, record: Attachment, going: tuple[str, ...], *, defer: bool = False) -> None:
         """Kernel first, rows last: whatever fails in between is found again by its rows."""
-        gone = replace(record, parts=going)
-        if going == record.parts and record.phase != "detaching":
+        gone = replace(record, parts=going, netns=record.netns if self._same_netns(record) else "")
+        if set(going) != set(record.parts):
+            self.records[record.key] = replace(record, phase="claimed", making=going)
+        elif record.phase != "detaching":
             record = await self._mark_detaching(record)
+        try:
+            await self._take_away(record, gone, defer=defer)
+        except BaseException:
+            self.records[record.key] = record
+            raise
+
+    def _same_netns(self, record: Attachment) -> bool:
+        """Whether the path still leads to the namespace of the record: another one there is somebody else's."""
+        return bool(record.netns_id) and self.kernel.netns_id(record.netns) == record.netns_id
+
+    async def _take_away(self, record: Attachment, gone: Attachment, *, defer: bool) -> None:
         firewall, links = plan_detach(gone)
-        with self.timings.measure("undo firewall"):
-            await self.kernel.apply(firewall)
+        await self.kernel.apply(firewall)
         if defer and links:
             task = asyncio.create_task(self._finish(record, gone, links))
             self._later[record.key] = task
@@ -328,11 +351,11 @@ class Attacher:
         return record
 
     async def _finish(self, record: Attachment, gone: Attachment, links: Plan) -> None:
-        with self.timings.measure("undo links"):
-            await self.kernel.apply(links)
+        await self.kernel.apply(links)
         row = claims.attachment_row(record.key)
         left = claims.without(record, gone.parts)
-        last = Put(row, schema.rewrite(None, left)) if left.parts else Delete(row)
+        old = await self.store.get(row)
+        last = Put(row, schema.rewrite(old.value if old else None, left)) if left.parts else Delete(row)
         drops = tuple(Delete(put.key) for put in claims.rows(gone))
         await self.store.txn((), (*drops, last), releasing=True)
         if left.parts:
@@ -350,72 +373,55 @@ class Attacher:
         record = self.records.get(key)
         if record is None:
             return (f"{key} is not attached",)
-        asked = parts or record.parts
-        problems = [f"{key} has no {part}" for part in asked if part not in record.parts]
-        if "wire" in asked and "wire" in record.parts:
-            node, inside = await self.kernel.look(), await self.kernel.look(record.netns)
-            network = self.networks.get(key.network)
-            problems += mode.get(record.mode).check(record, network, node, inside)
-        held = replace(record, parts=tuple(part for part in record.parts if part in asked))
-        problems += await self._missing_rules(held)
-        if "bandwidth" in held.parts and not await self.kernel.shapes(record.veth):
-            problems.append(f"bandwidth of {record.veth} is not limited")
-        if "tuning" in held.parts:
-            problems += await self._untuned(held)
-        return tuple(problems)
+        return await checking.problems(self.kernel, record, self.networks, parts or record.parts)
 
-    async def _untuned(self, record: Attachment) -> list[str]:
-        tuned, ifname = record.tuning, record.key.ifname
-        values = [(path, value, await self.kernel.sysctl(path, record.netns)) for path, value in tuned.sysctl]
-        problems = [f"sysctl {path} is {now!r}, not {value!r}" for path, value, now in values if now != value]
-        link = await self.kernel.link(ifname, record.netns)
-        if link is None:
-            return [*problems, f"interface {ifname} is missing in {record.netns}"]
-        for what, wanted, now in (
-            ("MAC", tuned.mac or link.mac, link.mac),
-            ("MTU", tuned.mtu or link.mtu, link.mtu),
-            ("promisc", link.promiscuous if tuned.promiscuous is None else tuned.promiscuous, link.promiscuous),
-            ("allmulti", link.allmulti if tuned.allmulti is None else tuned.allmulti, link.allmulti),
-            ("txQLen", tuned.tx_queue or link.tx_queue, link.tx_queue),
-        ):
-            if wanted != now:
-                problems.append(f"{what} of {ifname} is {now}, not {wanted}")
-        return problems
-
-    async def _missing_rules(self, record: Attachment) -> list[str]:
-        wanted = list(rules.rules(record))
-        if not wanted:
-            return []
-        firewall = self.kernel.firewall(record.firewall)
-        seen = await asyncio.to_thread(firewall.seen)
-        return [
-            f"firewall rule is missing: {firewall.describe(rule)}"
-            for rule in wanted
-            if not firewall.fingerprints([rule]) <= seen
-        ]
+    async def _plug(self, network: Network) -> None:
+        """The network's device was made anew: the wires that hung on it are joined to it again."""
+        kind = mode.get(network.mode)
+        for record in list(self.records.values()):
+            if record.key.network == network.name and record.phase == "attached" and "wire" in record.parts:
+                await self.kernel.apply(kind.plan_plug(record, network) + ports.plan_localnet(record))
 
     async def gc(self, origin: str, network: str, keep: frozenset[tuple[str, str]], caller: str) -> tuple[str, ...]:
         """Detach what this network holds beyond `keep` (container, ifname); returns what went wrong, in words.
 
         One that lives and came from another caller stays: two runtimes may share a network.
         """
-        problems: list[str] = []
+        going: list[Attachment] = []
         for record in list(self.records.values()):
             key = record.key
             if key.origin != origin or key.network != network or (key.container, key.ifname) in keep:
                 continue
+            if key in self._alone:  # its ADD or DEL is under way: the list is older than that
+                continue
             if caller and record.caller and record.caller != caller and await self.alive(record):
                 continue
-            try:
-                await self.detach(key)
-            except Exception as exc:  # every other attachment still gets its turn
-                log.exception("gc could not detach", extra={"attachment": str(key)})
-                problems.append(f"{key}: {exc}")
+            going.append(record)
+        problems = await self._detach_each(going)
         await self.settle()
         row = self.networks.rows.get(network)
-        if row is not None and row.source == "cni" and not self.in_use(network) and not problems:
-            await self.networks.drop(network)
+        if row is not None and row.source == "cni" and not problems:
+            await self.networks.drop(network, self.in_use)  # not dropped = somebody joined it just now
         return tuple(problems)
+
+    async def _detach_each(self, records: Iterable[Attachment]) -> list[str]:
+        """Detach them, many at once; in words what failed: one that cannot go keeps no other back."""
+        room = asyncio.Semaphore(DETACHED_AT_ONCE)
+        outcomes = await asyncio.gather(*(self._detach_one(record, room) for record in records))
+        return [failed for failed in outcomes if failed]
+
+    async def _detach_one(self, record: Attachment, room: asyncio.Semaphore) -> str:
+        async with room:
+            now = self.records.get(record.key)
+            if now is None or now.created != record.created:
+                return ""  # gone meanwhile, perhaps made anew
+            try:
+                await self.detach(record.key)
+            except Exception as exc:  # every other attachment still gets its turn
+                trace = not isinstance(exc, TowpathError)
+                log.error("could not detach", exc_info=trace, extra={"attachment": str(record.key), "error": str(exc)})
+                return f"{record.key}: {exc}"
+        return ""
 
     async def load(self) -> None:
         """Read every row into memory. No write, neither to the store nor to the kernel."""
@@ -447,25 +453,32 @@ class Attacher:
 
     async def recover(self) -> int:
         """After a start: finish what a crash cut short, and reclaim what died meanwhile. Returns how many went."""
-        gone = 0
+        going = []
         for record in list(self.records.values()):
-            if record.phase == "attached" and record.boot == self.setting.boot and await self._lives_or_unknown(record):
+            known = record.boot == self.setting.boot and await self._lives_or_unknown(record)
+            if known and record.phase == "attached":
                 continue
             log.warning("reclaimed", extra={"attachment": str(record.key), "phase": record.phase})
-            await self.detach(record.key)
-            gone += 1
-        return gone
+            if known and record.phase == "claimed" and record.making:
+                await self._give_up(record)
+            else:
+                going.append(record)
+        failed = await self._detach_each(going)
+        return len(going) - len(failed)
+
+    async def _give_up(self, record: Attachment) -> None:
+        """A plug-in of a chain was cut short: its parts go, those of the plug-ins before it live on."""
+        async with self._alone(record.key):
+            await to_its_end(self._undo(record, record.making))
 
     async def sweep(self) -> int:
         """Detach what died without a DEL: neither its namespace nor its wire is there any more. Returns how many."""
-        dead = [r for r in list(self.records.values()) if r.phase == "attached" and "wire" in r.parts]
-        gone = 0
+        wired = [r for r in list(self.records.values()) if r.phase == "attached" and "wire" in r.parts]
+        dead = [record for record in wired if not await self._lives_or_unknown(record)]
         for record in dead:
-            if not await self._lives_or_unknown(record) and self.records.get(record.key) is record:
-                log.warning("died without a DEL", extra={"attachment": str(record.key)})
-                await self.detach(record.key)
-                gone += 1
-        return gone
+            log.warning("died without a DEL", extra={"attachment": str(record.key)})
+        failed = await self._detach_each(dead)
+        return len(dead) - len(failed)
 
     async def _lives_or_unknown(self, record: Attachment) -> bool:
         return not record.netns or not record.netns_id or await self.alive(record)
@@ -477,11 +490,35 @@ class Attacher:
 
     async def network(self, wanted: Network, given: frozenset[str] | None = None) -> Network:
         """The row for a runtime's configuration (see Networks.want); reservations of host-local are adopted with it."""
-        known = wanted.name in self.networks.rows
-        row = await self.networks.want(wanted, given, self.in_use(wanted.name))
-        if not known:
-            await self._adopt(row)
-        return row
+        if wanted.name not in self.networks.rows:
+            async with self._alone(wanted.name):  # others that name it first wait for its reservations too
+                if wanted.name not in self.networks.rows:
+                    await self._adopt(wanted)  # before the row: cut short, it is done again
+        return await self.networks.want(wanted, given, self.in_use(wanted.name))
+
+    @asynccontextmanager
+    async def joined(self, wanted: Network, given: frozenset[str] | None = None) -> AsyncIterator[Network]:
+        """The same for as long as the body takes: where it fails, the row and its device are as they were before."""
+        before = self.networks.rows.get(wanted.name)
+        row = await self.network(wanted, given)
+        try:
+            yield row
+        except BaseException:
+            if row is not before:
+                await to_its_end(self._leave(row, before))
+            raise
+
+    async def _leave(self, row: Network, before: Network | None) -> None:
+        """The caller hears why the call failed; an unused row that could not go now goes with the next GC."""
+        try:
+            if self.networks.rows.get(row.name) is not row or self.in_use(row.name):
+                return
+            if before is None:
+                await self.networks.drop(row.name, self.in_use)
+            else:
+                await self.networks.want(before, None, in_use=False)
+        except TowpathError as failed:
+            log.error("network could not be put back", extra={"network": row.name, "error": str(failed)})
 
     async def _adopt(self, network: Network) -> None:
         found = [r for r in await asyncio.to_thread(adopted, network, self.setting.boot) if r.key not in self.records]
@@ -508,9 +545,11 @@ class Attacher:
 
     async def create_network(self, network: Network) -> Network:
         self.networks.check_free(network)
-        made = await self.networks.create(network)
-        await self._adopt(made)
-        return made
+        await self.networks.check_fits(network)
+        async with self._alone(network.name):
+            if network.name not in self.networks.rows:
+                await self._adopt(network)
+            return await self.networks.create(network)
 
     async def drop_network(self, name: str) -> None:
         """Conflict while anything is attached to it."""
@@ -519,11 +558,12 @@ class Attacher:
             more = f" and {len(users) - 3} more" if len(users) > 3 else ""
             raise Conflict(
                 f"network {name!r} is in use by {', '.join(users[:3])}{more}",
-                hint="stop those containers, or remove their attachments: towpath attach rm KEY",
+                hint=f"stop those containers, or remove their attachments: towpath attach rm {users[0]}",
             )
         if self.networks.rows[name].source == "yaml":
             raise Conflict(f"network {name!r} comes from the configuration file", hint="remove it there and restart")
-        await self.networks.drop(name)
+        if not await self.networks.drop(name, self.in_use):
+            raise Conflict(f"network {name!r} is in use by an ADD that is under way", hint="try again")
 
     def list_networks(self) -> list[Network]:
         return [self.networks.rows[name] for name in sorted(self.networks.rows)]
@@ -539,13 +579,6 @@ class Attacher:
             for text, size, used, free in (await self.networks.allocator(network)).usage():
                 found.append((network.name, text, size, used, free))
         return found
-
-    async def remove(self, text: str) -> None:
-        """`towpath attach rm`: by the key as it is printed."""
-        record = next((r for k, r in self.records.items() if str(k) == text), None)
-        if record is None:
-            raise NotFound(f"no attachment {text!r}", hint="see: towpath attach ls")
-        await self.detach(record.key)
 
     async def settle(self) -> None:
         """Wait until every deferred delete is done."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 
 from towpath.errors import Conflict, TowpathError
-from towpath.model import Attachment, Bandwidth, Key, PortRules, Tuning
+from towpath.model import Attachment, Bandwidth, Key, PortMap, PortRules, Tuning
 from towpath.networks import lease_row
 from towpath.parts import ports
 from towpath.store.contract import Absent, Put, Store
@@ -26,7 +27,7 @@ def rows(record: Attachment) -> tuple[Put, ...]:
     if "wire" in record.parts and record.veth:
         found.append(Put(f"veths/{record.veth}", owner))
     if "ports" in record.parts:
-        found += [Put(claim, owner) for claim in ports.claims(record)]
+        found += [Put(claim, owner) for claim in of_ports(record)]
     return tuple(found)
 
 
@@ -62,15 +63,25 @@ async def taken(store: Store, failed: tuple[Put, ...]) -> TowpathError:
     return Conflict("a claim changed while it was read", hint="try again")
 
 
+def of_ports(record: Attachment) -> Iterator[str]:
+    return ports.claims(record.ports, ports.targets(record))
+
+
+def refuse_twice(maps: Iterable[PortMap], versions: Collection[int]) -> None:
+    """Raise Conflict where a container with addresses of these families asks for one host port twice."""
+    own: list[str] = []
+    for claim in ports.claims(maps, versions):
+        if any(stem(claim) == stem(other) and ports.clash(claim, other) for other in own):
+            raise Conflict(f"{describe(claim)} is asked for twice", hint="publish each host port once")
+        own.append(claim)
+
+
 async def refuse_clashes(store: Store, record: Attachment) -> None:
     """Raise Conflict where another attachment publishes the same port on an address that overlaps, or our own does."""
     if "ports" not in record.parts:
         return
-    own: list[str] = []
-    for claim in ports.claims(record):
-        if any(stem(claim) == stem(other) and ports.clash(claim, other) for other in own):
-            raise Conflict(f"{describe(claim)} is asked for twice", hint="publish each host port once")
-        own.append(claim)
+    refuse_twice(record.ports, ports.targets(record))
+    for claim in of_ports(record):
         for item in (await store.list(stem(claim))).items:
             if ports.clash(claim, item.key):
                 raise in_use(item.key, item.value.decode())
@@ -86,6 +97,7 @@ def merge(old: Attachment, fresh: Attachment) -> Attachment:
     whole = replace(
         old,
         phase="claimed",
+        making=fresh.parts,
         parts=(*old.parts, *(part for part in fresh.parts if part not in old.parts)),
         leases=old.leases or fresh.leases,
         netns=old.netns or fresh.netns,
@@ -122,8 +134,8 @@ def merge(old: Attachment, fresh: Attachment) -> Attachment:
 
 
 def without(record: Attachment, parts: tuple[str, ...]) -> Attachment:
-    """The record when these parts are gone."""
-    left = replace(record, parts=tuple(part for part in record.parts if part not in parts))
+    """The record when these parts are gone: what is left was whole before they came."""
+    left = replace(record, phase="attached", making=(), parts=tuple(part for part in record.parts if part not in parts))
     if "ports" in parts:
         left = replace(left, ports=(), port_rules=PortRules())
     if "firewall" in parts:

@@ -92,7 +92,7 @@ def main() -> int:
     except Exception as exc:  # whatever it is, the runtime wants JSON
         if not isinstance(exc, TowpathError):
             traceback.print_exc()
-        status, stdout = 1, server.failure(plugin, exc)
+        status, stdout = 1, server.failure(plugin, exc, os.environ.get("CNI_COMMAND", ""))
     sys.stdout.buffer.write(stdout)
     sys.stdout.buffer.flush()
     return status

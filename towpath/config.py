@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from ipaddress import ip_network
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -26,7 +27,6 @@ MODES = ("host", "bridge")  # those that are shipped; the agent may know more by
 @dataclass(frozen=True, slots=True)
 class Cni:
     bin_dir: str = "/opt/cni/bin"
-    conf_dir: str = "/etc/cni/net.d"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +108,7 @@ KEYS = (
     ),
     Key("log_level", "debug, info, warning or error", "what is logged", _one_of("debug", "info", "warning", "error")),
     Key("log_format", "text or json", "how it is logged", _one_of("text", "json")),
-    Key("cni.bin_dir", "path", "where `towpath cni install` puts the executables", _absolute),
-    Key("cni.conf_dir", "path", "where runtimes look for CNI configurations", _absolute),
+    Key("cni.bin_dir", "path", "where `towpath cni install` puts the executables, unless it is told", _absolute),
     Key("networks", "list of networks", "networks of this node: see the keys of a network"),
 )
 
@@ -146,6 +145,15 @@ NETWORK_KEYS = (
     Key("dns", "{nameservers, domain, search, options}", "passed to runtimes for the container's resolv.conf"),
     Key("data_dir", "path", "a host-local directory whose reservations are adopted when the network is made"),
 )
+# Special-purpose address registries (RFC 6890): what no interface of a container can have.
+RESERVED = {
+    ip_network("0.0.0.0/8"): "this host",
+    ip_network("127.0.0.0/8"): "loopback",
+    ip_network("224.0.0.0/4"): "multicast",
+    ip_network("::/16"): "loopback and mapped addresses",
+    ip_network("fe80::/10"): "link-local: every interface has it",
+    ip_network("ff00::/8"): "multicast",
+}
 _ADDRESSING = ("subnet", "range_start", "range_end", "subnets", "ranges")
 _OF_HOST = ("name", "mode", "dns")
 
@@ -336,6 +344,7 @@ def _check_values(network: Network, raw: Mapping[str, Any], modes: Collection[st
     for known in NETWORK_KEYS:
         if known.name not in _ADDRESSING:
             _check(known, getattr(network, known.name))
+    at("dns", lambda servers: at("nameservers", _addresses, servers), network.dns.nameservers)
     for i, trunk in enumerate(network.trunk):
         if not 0 < trunk.first <= trunk.last < 4095:
             raise Misfit(f"{trunk.first} to {trunk.last} are not VLAN ids in order: 1 to 4094").below("trunk", i)
@@ -358,8 +367,16 @@ def _pools(raw: Mapping[str, Any]) -> tuple[Pool, ...]:
         pools = at("subnets", _subnet_pools, raw["subnets"])
     elif given == ["ranges"]:
         pools = at("ranges", _range_pools, raw["ranges"])
+    for span in (span for pool in pools for span in pool.ranges):
+        at(given[0], _refuse_reserved, span.subnet)
     gateway = raw.get("gateway")
     return pools if gateway is None or isinstance(gateway, bool) else at("gateway", lambda g: _with(pools, g), gateway)
+
+
+def _refuse_reserved(subnet: Subnet) -> None:
+    for reserved, what in RESERVED.items():
+        if subnet.version == reserved.version and subnet.overlaps(reserved):
+            raise Misfit(f"{subnet} cannot be a network of containers: {reserved} is {what}")
 
 
 def _subnet_pools(raw: Any) -> tuple[Pool, ...]:

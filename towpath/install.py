@@ -114,7 +114,7 @@ def is_ours(path: Path) -> bool:
 def work_folder(place: Path) -> Iterator[Path]:
     """A hidden folder inside `place` (renames stay on one file system), gone at the end with all that is in it."""
     if not place.is_dir():
-        raise BadRequest(f"{place} is not a directory", hint=f"mkdir -p {place}")
+        raise BadRequest(f"{place} is not a directory", hint=f"make it: mkdir -p {place}")
     try:
         folder = tempfile.TemporaryDirectory(prefix=WORK, dir=place)
     except OSError as exc:
@@ -173,14 +173,17 @@ def sync(path: Path) -> None:
 def ask_version(executable: Path) -> str:
     """Run VERSION with an empty environment, as runtimes do; "" or what is wrong with the answer."""
     try:
-        done = subprocess.run(
-            [executable],
-            env={"CNI_COMMAND": "VERSION"},
-            input=b'{"cniVersion":"1.0.0"}',
-            capture_output=True,
-            timeout=30,
-            check=False,
-        )
+        with tempfile.TemporaryFile() as stdin:  # all there at once: VERSION does not wait for what comes late
+            stdin.write(b'{"cniVersion":"1.0.0"}')
+            stdin.seek(0)
+            done = subprocess.run(
+                [executable],
+                env={"CNI_COMMAND": "VERSION"},
+                stdin=stdin,
+                capture_output=True,
+                timeout=30,
+                check=False,
+            )
         answer = json.loads(done.stdout)
     except (OSError, subprocess.TimeoutExpired) as exc:
         return str(exc)
@@ -201,7 +204,7 @@ def build(target: Path, socket: str, python: str, compiler: Compiler) -> tuple[s
         if not note:
             return "c", ""
         if compiler == "require":
-            raise Unavailable(f"no C twin: {note}", hint="apt-get install gcc libc6-dev")
+            raise Unavailable(f"no C twin: {note}", hint="install one: apt-get install gcc libc6-dev")
     target.unlink(missing_ok=True)
     target.write_text(script(socket, python), encoding="utf-8")
     target.chmod(0o755)

@@ -13,6 +13,10 @@ class KeyLocks:
     def __init__(self) -> None:
         self._locks: dict[Hashable, tuple[asyncio.Lock, int]] = {}
 
+    def __contains__(self, key: Hashable) -> bool:
+        """Whether somebody works on `key` or waits to."""
+        return key in self._locks
+
     @asynccontextmanager
     async def __call__(self, key: Hashable) -> AsyncIterator[None]:
         lock, users = self._locks.get(key, (None, 0))

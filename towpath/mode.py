@@ -54,6 +54,10 @@ class Mode(Protocol):
         """The wire of one container: links, addresses, routes. Its other parts are planned in towpath/parts/."""
         ...
 
+    def plan_plug(self, record: Attachment, network: Network) -> Plan:
+        """The wire that exists is joined to the network's device again, which was made anew."""
+        ...
+
     def plan_detach(self, record: Attachment) -> Plan:
         """Take the wire away: only what the record claims; needs neither the netns nor the network's row."""
         ...

@@ -89,6 +89,9 @@ class Route:
     table: int = 0
     scope: int | None = None
 
+    def __str__(self) -> str:
+        return f"{self.dst} via {self.gw}" if self.gw else str(self.dst)
+
 
 @dataclass(frozen=True, slots=True)
 class Dns:
@@ -262,12 +265,14 @@ class Attachment:
     parts: which pieces made something, in order of arrival: "wire", "address", "ports", "firewall", "bandwidth",
     "tuning". A part that is not named here is somebody else's and is never touched.
     phase: "claimed" (kernel perhaps half changed), "attached", "detaching".
+    making: the parts that a "claimed" record is about, where it had others before; () = all of them.
     """
 
     key: Key
     mode: str = ""
     phase: str = "claimed"
     parts: tuple[str, ...] = ()
+    making: tuple[str, ...] = ()
     netns: str = ""
     netns_id: int = 0
     veth: str = ""

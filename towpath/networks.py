@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from typing import Any
 
@@ -12,7 +15,9 @@ from towpath.errors import BadConfig, Conflict, NotFound, Unavailable
 from towpath.ipam import Allocator
 from towpath.kernel.contract import Kernel, LinkSeen
 from towpath.model import Address, Attachment, Key, Lease, Network
-from towpath.store.contract import Absent, Put, Store
+from towpath.plan import EnsureBridge, Plan
+from towpath.store.contract import Absent, Delete, Put, Store
+from towpath.unbroken import to_its_end
 
 log = logging.getLogger(__name__)
 
@@ -43,14 +48,17 @@ def plain(value: Any) -> str:
 class Networks:
     """One owner for the rows `networks/` and for the allocators that stand on the rows `leases/`."""
 
-    def __init__(self, store: Store, kernel: Kernel) -> None:
+    def __init__(self, store: Store, kernel: Kernel, plug: Callable[[Network], Awaitable[None]]) -> None:
+        """plug: called when a device was made, to join to it what had been joined to one that went."""
         self.store = store
         self.kernel = kernel
+        self._plug = plug
         self.rows: dict[str, Network] = {}
         self.up: set[str] = set()
         self._devices = asyncio.Lock()  # making, mending and dropping of shared devices go one after the other
         self.devices: dict[str, LinkSeen] = {}  # the shared device of each network that is up, as last seen
         self.allocators: dict[str, Allocator] = {}
+        self._held: Counter[str] = Counter()  # ADDs under way, by network: they have no record yet that tells
 
     async def load(self) -> None:
         listing = await self.store.list("networks/")
@@ -94,7 +102,9 @@ class Networks:
         changed = differences(known, wanted, given)
         if not changed:
             return known
-        if known.source == "cni" and (not in_use or wanted.force_address):
+        if known.source == "cni" and not (in_use or self._held[wanted.name]):
+            return await self.replace(known, wanted)
+        if known.source == "cni" and wanted.force_address:
             return await self.save(wanted)
         key, here, there = changed[0]
         raise BadConfig(
@@ -121,6 +131,13 @@ class Networks:
         self.up.discard(network.name)
         return network
 
+    async def replace(self, known: Network, wanted: Network) -> Network:
+        """The row of an unused network says something else now: what its old device was made for goes with it."""
+        async with self._devices:
+            if mode.get(known.mode).plan_network(known) != mode.get(wanted.mode).plan_network(wanted):
+                await to_its_end(self._drop_device(known))
+            return await self.save(wanted)
+
     async def declare(self, networks: tuple[Network, ...]) -> None:
         """Networks of the configuration file: their rows become what the file says; those it no longer names go."""
         named = {network.name for network in networks}
@@ -142,24 +159,37 @@ class Networks:
                     if ours.version == theirs.version and ours.overlaps(theirs):
                         raise Conflict(f"subnet {ours} overlaps {theirs} of network {other.name!r}")
 
+    async def check_fits(self, network: Network) -> None:
+        """A network that an administrator makes must go with the node's own devices and addresses as they are."""
+        seen = await self.kernel.look()
+        if reason := mode.get(network.mode).check_network(network, seen):
+            raise Conflict(reason, hint="choose another bridge name")
+        for device, address in seen.addresses:
+            for subnet in subnets(network):
+                if device != network.device and address.ip in subnet:
+                    raise Conflict(
+                        f"subnet {subnet} holds {address.ip}, which is this node's own address on {device}",
+                        hint="choose a subnet that nothing on this node is in",
+                    )
+
     # --- the shared device ----------------------------------------------------------------------------------------
 
     async def bring_up(self, network: Network) -> None:
         """The bridge is there with its addresses. Cheap when it was brought up before; see also `forget`."""
         if network.name not in self.up:
             async with self._devices:
-                await self._bring_up(network)
+                await to_its_end(self._bring_up(network))
 
     async def _bring_up(self, network: Network) -> None:
-        if network.name not in self.rows:  # dropped since the caller read it
-            await self.save(network)
         kind = mode.get(network.mode)
         seen = await self.kernel.look()
         if reason := kind.check_network(network, seen):
-            raise BadConfig(reason, hint="choose another bridge name, or set forceAddress to replace its address")
+            raise BadConfig(reason, hint="choose another bridge name; forceAddress replaces an address, never a device")
         if network.force_address:
             await self.kernel.apply(kind.replace_addresses(network, seen))
         await self.kernel.apply(kind.plan_network(network))
+        if kind.home(network) and seen.link(kind.home(network)) is None:
+            await self._plug(network)  # who hung on the one that went hangs on the new one
         device = await self.kernel.link(kind.home(network)) if kind.home(network) else None
         if device is not None:
             self.devices[network.name] = device
@@ -169,7 +199,7 @@ class Networks:
         """Raise Unavailable where an ADD could not work now (CNI STATUS)."""
         if reason := mode.get(network.mode).check_network(network, await self.kernel.look()):
             raise Unavailable(reason)
-        if network.pools:
+        if network.pools and network.name in self.rows:  # of one that is still to be made, every address is free
             (await self.allocator(network)).check_room()
 
     async def verify(self) -> int:
@@ -199,23 +229,66 @@ class Networks:
                 return await self.verify()
         return 0
 
-    async def drop(self, name: str) -> None:
-        """Row, cursor and shared device go. The caller has made sure that nothing is attached."""
+    @contextmanager
+    def held(self, name: str) -> Iterator[None]:
+        """While this lasts the network is not dropped (one whose drop has begun goes: see `stay`)."""
+        self._held[name] += 1
+        try:
+            yield
+        finally:
+            self._held[name] -= 1
+            if not self._held[name]:
+                del self._held[name]
+
+    async def stay(self, network: Network) -> None:
+        """The row is there, also where a GC took it since the caller, who holds it, read it."""
+        if network.name in self.rows:
+            return
         async with self._devices:
-            await self._drop(self.get(name))
+            if network.name not in self.rows and network.source == "cni":
+                await self.save(network)
+        self.get(network.name)
+
+    async def drop(self, name: str, in_use: Callable[[str], bool]) -> bool:
+        """Row, cursor and shared device go; False where something is attached, or an ADD is under way."""
+        async with self._devices:
+            if in_use(name) or self._held[name]:
+                return False
+            network = self.get(name)
+            self.rows.pop(name)  # first: an ADD that comes meanwhile waits for the lock and makes it anew
+            self.allocators.pop(name, None)
+            self.up.discard(name)
+            try:
+                await to_its_end(self._drop(network))
+            except Exception:
+                self.rows[name] = network  # its row is there still: it can be dropped again
+                raise
+        return True
 
     async def _drop(self, network: Network) -> None:
         name = network.name
-        self.rows.pop(name, None)  # first: an ADD that comes meanwhile waits for the lock and makes it anew
-        self.allocators.pop(name, None)
-        self.up.discard(name)
-        await self.store.delete(lease_row(name, ""), prefix=True)
-        await self.store.delete(f"cursors/{name}")
-        device = mode.get(network.mode).home(network)
-        seen = await self.kernel.link(device) if device else None
-        if seen is not None and seen.kind == "bridge" and seen.alias == "towpath":
-            await self.kernel.apply(mode.get(network.mode).plan_drop_network(network))
+        await self.store.txn((), (Delete(lease_row(name, ""), prefix=True), Delete(f"cursors/{name}")))
+        await self._drop_device(network)
         await self.store.delete(row(name))  # last: a crash before it leaves a network that can be dropped again
+
+    async def _drop_device(self, network: Network) -> None:
+        """The device goes if it is of our making; another network's, or one with a port of somebody else's, stays."""
+        kind = mode.get(network.mode)
+        device = kind.home(network)
+        others = (other for other in self.rows.values() if other.name != network.name)
+        if not device or any(mode.get(other.mode).home(other) == device for other in others):
+            return
+        seen = await self.kernel.look()
+        link = seen.link(device)
+        ports = any(port.master == device for port in seen.links)
+        if link is not None and not ports and made_by(kind.plan_network(network), link):
+            await self.kernel.apply(kind.plan_drop_network(network))
+
+
+def made_by(plan: Plan, seen: LinkSeen) -> bool:
+    """Whether that bridge is of our making. A death before it was marked leaves the address that only we choose."""
+    macs = {op.mac for phase in plan for op in phase.ops if isinstance(op, EnsureBridge)}
+    return seen.kind == "bridge" and (seen.alias == "towpath" or (not seen.alias and seen.mac in macs))
 
 
 def subnets(network: Network) -> set[Any]:

@@ -51,6 +51,16 @@ class AddVeth:
 
 
 @dataclass(frozen=True, slots=True)
+class PlugPort:
+    """The existing link `name` is a port of bridge `master`, with these flags. A missing link is success: it died."""
+
+    name: str
+    master: str
+    hairpin: bool = False
+    isolated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class DropLink:
     """The link is gone when this is done (several at once are deleted as one group; a missing link is success)."""
 
@@ -349,6 +359,7 @@ class DropRule:
 LinkOp = (
     EnsureBridge
     | AddVeth
+    | PlugPort
     | DropLink
     | SetLink
     | PortVlans

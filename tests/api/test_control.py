@@ -6,6 +6,7 @@ import http.client
 import json
 import socket
 from collections.abc import Iterator
+from ipaddress import ip_interface
 from pathlib import Path
 from typing import Any
 
@@ -260,3 +261,29 @@ def test_a_bug_is_answered_and_the_agent_lives_on(agent: FakeAgent, monkeypatch:
         {"error": "internal error: ZeroDivisionError: division by zero", "hint": "the agent's log says more"},
     )
     assert call(agent, "GET", "/v1/status")[0] == 200
+
+
+def test_a_network_over_the_nodes_own_address_is_refused(agent: FakeAgent) -> None:
+    """It would take the uplink's neighbours away from the node."""
+    assert isinstance(agent.kernel, FakeKernel)
+    agent.kernel.add_link("eth0")
+    agent.kernel.host.addresses.add(("eth0", ip_interface("192.0.2.7/24")))
+    status, reply = call(agent, "POST", "/v1/networks", {"name": "b", "subnet": "192.0.2.0/25"})
+    assert (status, reply["error"]) == (
+        409,
+        "subnet 192.0.2.0/25 holds 192.0.2.7, which is this node's own address on eth0",
+    )
+    assert call(agent, "POST", "/v1/networks", {"name": "b", "subnet": "192.0.2.128/25"})[0] == 201
+    bridge = {"name": "c", "bridge": "eth0", "subnet": "10.9.0.0/24"}
+    status, reply = call(agent, "POST", "/v1/networks", bridge)
+    assert (status, reply["error"]) == (409, '"eth0" already exists but is not a bridge: it is a dummy')
+
+
+def test_a_port_on_a_network_without_addresses_is_refused(agent: FakeAgent) -> None:
+    call(agent, "POST", "/v1/networks", {"name": "l2"})
+    status, reply = call(agent, "POST", "/v1/run", {**RUN, "network": "l2", "ports": ["8080:80"]})
+    assert (status, reply["error"]) == (
+        400,
+        "network 'l2' publishes no ports: it has no subnet, so nobody gets an address",
+    )
+    assert agent.attacher.attachments() == []

@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from tests.cli.conftest import Towpath
+from tests.fakes import FakeKernel
 from tests.serving import FakeAgent
 from towpath.cli.__main__ import VERBS, towpath
 from towpath.cli.client import Client
@@ -240,3 +241,83 @@ def test_what_is_no_agent_is_not_believed(tmp_path: Path, call: Towpath) -> None
     done = call("status")
     listener.close()
     assert (done.exit_code, "is no towpath agent" in done.stderr) == (1, True)
+
+
+# --- several at once, and programs that call it wrongly ---------------------------------------------------------------
+
+
+def test_one_name_that_fails_does_not_keep_the_others_from_their_turn(agent: FakeAgent, call: Towpath) -> None:
+    for name, subnet in (("a", "10.1.0.0/24"), ("b", "10.2.0.0/24")):
+        assert call("network", "create", name, "--subnet", subnet).exit_code == 0
+    done = call("network", "rm", "a", "nope", "never", "b")
+    assert (done.exit_code, done.stdout) == (1, "network a removed\nnetwork b removed\n")
+    assert "network 'nope' does not exist" in done.stderr
+    assert "network 'never' does not exist" in done.stderr
+    assert call("network", "ls", "--json").stdout == "[]\n"
+
+
+def test_as_json_what_was_removed_is_on_stdout_though_another_failed(agent: FakeAgent, call: Towpath) -> None:
+    call("network", "create", "a", "--subnet", "10.1.0.0/24")
+    done = call("network", "rm", "--json", "a", "nope")
+    assert (done.exit_code, json.loads(done.stdout)) == (1, {"removed": ["a"]})
+    assert json.loads(done.stderr)["error"] == "network 'nope' does not exist"
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        "--json network create",
+        "network --json create",
+        "network create --json",
+        "--json netwrk ls",
+        "network create x --mtu abc --json",
+        "run --json --network web",
+        "attach show nonsense --json",
+        "--json --nonsense",
+    ],
+)
+def test_a_program_reads_its_misuse_as_json(call: Towpath, argv: str) -> None:
+    done = call(*argv.split())
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert set(json.loads(done.stderr)) == {"error", "hint"}
+
+
+def test_a_person_reads_misuse_with_the_usage_line(call: Towpath) -> None:
+    done = call("network", "create")
+    assert (done.exit_code, done.stderr.splitlines()[0]) == (2, "Usage: towpath network create [OPTIONS] NAME")
+
+
+def test_a_hint_that_begins_with_a_command_is_not_written_as_a_sentence(call: Towpath, tmp_path: Path) -> None:
+    done = call("cni", "install", str(tmp_path / "nope"))
+    assert done.stderr.strip().endswith(f"is not a directory. Make it: mkdir -p {tmp_path / 'nope'}")
+
+
+def test_checking_goes_on_past_a_container_whose_namespace_is_gone(agent: FakeAgent, call: Towpath) -> None:
+    attach(agent)
+    assert isinstance(agent.kernel, FakeKernel)
+    agent.kernel.drop_netns("/run/netns/a")
+    done = call("attach", "check")
+    assert (done.exit_code, done.stdout.startswith("run/web/c1/eth0: ")) == (1, True)
+    assert "/run/netns/a" in done.stdout
+
+
+def test_a_network_without_a_subnet_is_made_and_says_what_that_means(agent: FakeAgent, call: Towpath) -> None:
+    assert call("network", "create", "l2").stdout == "network l2 made (no --subnet: containers get no address)\n"
+
+
+def test_executables_go_where_the_configuration_says_and_ask_the_agent_that_it_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, file = tmp_path / "bin", tmp_path / "towpath.yaml"
+    place.mkdir()
+    file.write_text(f"socket: {tmp_path}/other.sock\ncni: {{bin_dir: {place}}}\n")
+    monkeypatch.setattr("towpath.cli.config.DEFAULT", str(file))
+    monkeypatch.delenv("TOWPATH_SOCKET", raising=False)
+    done = CliRunner().invoke(towpath, ["cni", "install", "--compiler", "never", "--json"])
+    assert {"directory": str(place), "socket": f"{tmp_path}/other.sock"}.items() <= json.loads(done.stdout).items()
+
+
+def test_the_keys_of_a_network_are_shown_with_those_of_the_file(call: Towpath) -> None:
+    shown = call("config", "show").stdout
+    assert "KEY OF A NETWORK" in shown
+    assert "preserve_default_vlan" in shown

@@ -62,13 +62,15 @@ async def test_what_queues_up_is_done_together_and_fails_apart() -> None:
 
 
 class SlowFirewall(FakeFirewall):
+    quick = False
+
     def __init__(self) -> None:
         super().__init__("nftables")
         self.gate = threading.Event()
 
-    def commit(self, changes: tuple[object, ...]) -> None:
+    def commit(self, changes: tuple[object, ...]) -> int:
         self.gate.wait(5)
-        super().commit(changes)
+        return super().commit(changes)
 
 
 def publish(port: int, container: str) -> Phase:

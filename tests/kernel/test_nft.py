@@ -254,7 +254,7 @@ def test_the_back_end_is_decided_by_who_owns_the_filter_table(
 def test_a_missing_program_is_named_with_what_to_install(setting: str, hint: str) -> None:
     with pytest.raises(Unavailable) as refused:
         firewall.decide(setting, firewall.Host(None, nft=False))
-    assert refused.value.hint == hint
+    assert refused.value.hint.endswith(hint)
 
 
 def test_an_unknown_setting_is_refused() -> None:

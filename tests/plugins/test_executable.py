@@ -291,6 +291,7 @@ def test_a_stdin_that_cannot_be_read_is_code_5(executable: Path) -> None:
 def test_without_agent_and_interpreter_the_error_says_how_to_start_one(twins: dict[str, Path], tmp_path: Path) -> None:
     """Each waits 2 s for an agent, so all of them at once."""
     sockets = {"ADD": "/nonexistent/agent.sock", "DEL": '/nonexistent/"\\\xe9.sock', "GC": "/" + "x" * 200}
+    sockets["STATUS"] = "/nonexistent"
     running = {}
     config = tmp_path / "config"
     config.write_bytes(CONFIG)
@@ -306,7 +307,7 @@ def test_without_agent_and_interpreter_the_error_says_how_to_start_one(twins: di
     assert {process.returncode for process in running.values()} == {1}
     for (kind, verb), stdout in answers.items():
         error = json.loads(stdout)
-        assert (error["cniVersion"], error["code"]) == ("1.0.0", 11)
+        assert (error["cniVersion"], error["code"]) == ("1.0.0", 50 if verb == "STATUS" else 11)
         assert "is not running at /" in error["msg"]
         assert "systemctl start towpath or: towpath agent" in error["details"]
         assert error["details"].endswith("stand-in: No such file or directory")

@@ -17,7 +17,7 @@ from towpath import __version__, mode
 from towpath.api import run, views
 from towpath.attach import Attacher
 from towpath.config import Config, network_from
-from towpath.errors import BadRequest, NotFound, TowpathError, Undecodable
+from towpath.errors import BadNetns, BadRequest, NotFound, TowpathError, Undecodable
 from towpath.kernel.contract import Kernel
 from towpath.model import Attachment, Key, Network
 from towpath.store.contract import Store
@@ -178,7 +178,11 @@ class Control:
     async def check(self, request: web.Request) -> web.Response:
         """How the kernel differs from the record, in words."""
         key = (await self._found(key_of(request))).key
-        return web.json_response({"id": str(key), "problems": list(await self.attacher.check(key))})
+        try:
+            problems = list(await self.attacher.check(key))
+        except BadNetns as gone:  # the container died without a word: that too is a difference
+            problems = [gone.what]
+        return web.json_response({"id": str(key), "problems": problems})
 
     async def detach(self, request: web.Request) -> web.Response:
         """Gone when it answers; NotFound where it was not there, so that a mistyped id is noticed."""

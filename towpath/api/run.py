@@ -88,6 +88,11 @@ def request(run: Run, network: Network) -> Request:
     if not run.netns:
         raise BadRequest(f"netns is missing: network {network.name!r} needs a network namespace to put {run.ifname} in")
     ports = tuple(map(parse_port, run.ports))
+    if ports and not network.pools:
+        raise BadRequest(
+            f"network {network.name!r} publishes no ports: it has no subnet, so nobody gets an address",
+            hint="leave out -p, or use a network with a subnet: towpath network create NAME --subnet 10.1.0.0/24",
+        )
     return Request(
         run.key,
         network,

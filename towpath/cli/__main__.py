@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from importlib import import_module
+from typing import Any
 
 import click
 
-from towpath.cli.options import Settings, common, explained
+from towpath.cli.options import Settings, common, explained, misuse_in_json
 
 VERBS = {  # verb → (module under towpath.cli, its command, what --help says)
     "agent": ("agent", "agent", "Run the agent of this node in the foreground."),
@@ -22,6 +23,9 @@ VERBS = {  # verb → (module under towpath.cli, its command, what --help says)
     "stop": ("run", "stop", "Stop what `towpath run` started."),
     "version": ("status", "version", "The version of this command."),
 }
+
+
+GIVEN = "towpath.given"  # where a call's context keeps its arguments
 
 
 class Verbs(click.Group):
@@ -48,8 +52,17 @@ class Verbs(click.Group):
             raise click.UsageError(unknown_verb(args[0]), ctx)
         return super().resolve_command(ctx, args)
 
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        given = tuple(args)  # parsing takes them off the list
+        with misuse_in_json(given):
+            ctx = super().make_context(info_name, args, parent, **extra)
+        ctx.meta[GIVEN] = given
+        return ctx
+
     def invoke(self, ctx: click.Context) -> object:
-        with explained(ctx):
+        with misuse_in_json(ctx.meta[GIVEN]), explained(ctx):
             return super().invoke(ctx)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from towpath.cli.options import Settings, common, progress
+from towpath.cli.options import Settings, common, one_by_one, progress
 from towpath.cli.table import details, table
 
 Ident = tuple[str, ...]
@@ -29,6 +29,7 @@ def many_ids(ctx: click.Context, param: click.Parameter, texts: tuple[str, ...])
 
 
 @click.group()
+@common
 def attach() -> None:
     """Attachments: one container's interface on one network each."""
 
@@ -79,11 +80,12 @@ def shown(record: dict[str, Any]) -> list[tuple[str, object]]:
 def rm(settings: Settings, idents: tuple[Ident, ...]) -> None:
     """Take everything away that these claim: interface, addresses, ports, rules."""
     client = settings.client()
-    names = ["/".join(ident) for ident in idents]
-    for ident, name in zip(idents, names, strict=True):
+
+    def detach(name: str) -> None:
         with progress(f"detaching {name}"):
-            client.delete("attachments", *ident)
-    settings.show({"removed": names}, "\n".join(f"{name} detached" for name in names))
+            client.delete("attachments", *name.split("/"))
+
+    one_by_one(settings, "removed", map("/".join, idents), detach, "{} detached")
 
 
 @attach.command("check")

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
+
 import click
 
 from towpath.cli.options import Settings, common, progress
 
 
 @click.group()
+@common
 def cni() -> None:
     """CNI executables."""
 
 
 @cni.command("install")
-@click.argument("directory", metavar="DIR")
+@click.argument("directory", metavar="[DIR]", required=False)
 @click.option(
     "--compiler",
     type=click.Choice(["auto", "never", "require"]),
@@ -22,14 +25,21 @@ def cni() -> None:
 )
 @common
 @click.pass_obj
-def install(settings: Settings, directory: str, compiler: str) -> None:
-    """Install the executables into DIR, for example /opt/cni/bin; what is there is replaced by rename."""
+def install(settings: Settings, directory: str | None, compiler: str) -> None:
+    """Install the executables into DIR [cni.bin_dir of the configuration: /opt/cni/bin]; replaced by rename.
+
+    They will ask the agent at --socket or $TOWPATH_SOCKET, else at the configuration's socket.
+    """
     from typing import cast
 
     from towpath import install as setup
+    from towpath.cli.config import read
 
-    with progress(f"building and trying the executables for {directory}"):
-        done = setup.install(directory, settings.socket, compiler=cast(setup.Compiler, compiler))
+    config = read(os.environ.get("TOWPATH_CONFIG"))
+    place = directory or config.cni.bin_dir
+    socket = settings.socket if settings.socket_given else config.socket
+    with progress(f"building and trying the executables for {place}"):
+        done = setup.install(place, socket, compiler=cast(setup.Compiler, compiler))
     kind = "C" if done.kind == "c" else "Python"
     body = {
         "directory": str(done.directory),

@@ -35,6 +35,7 @@ def text(value: Any) -> str:
 
 
 @click.group()
+@common
 def config() -> None:
     """The agent's configuration."""
 
@@ -65,4 +66,9 @@ def show(settings: Settings, path: str | None) -> None:
     rows = configuration.describe()
     body = {row.key: plain(configuration.value(found, row.key)) for row in rows}
     cells = [(row.key, text(body[row.key]), row.default, row.meaning) for row in rows]
-    settings.show(body, lambda: table(("key", "value", "default", "meaning"), cells))
+    of_network = [(row.key, row.type, row.default, row.meaning) for row in configuration.describe_network()]
+    tables = (
+        table(("key", "value", "default", "meaning"), cells),
+        table(("key of a network", "type", "default", "meaning"), of_network),
+    )
+    settings.show(body, "\n\n".join(tables))

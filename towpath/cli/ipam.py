@@ -16,6 +16,7 @@ def count(number: int) -> str:
 
 
 @click.group()
+@common
 def ipam() -> None:
     """Address pools."""
 

@@ -6,11 +6,12 @@ from typing import Any
 
 import click
 
-from towpath.cli.options import Settings, common, progress
+from towpath.cli.options import Settings, common, one_by_one, progress
 from towpath.cli.table import details, table
 
 
 @click.group()
+@common
 def network() -> None:
     """Networks of this node."""
 
@@ -42,7 +43,13 @@ def create(settings: Settings, /, name: str, **options: Any) -> None:
     body = {"name": name, **body_of(options)}
     with progress(f"making network {name}"):
         made = settings.client().post("networks", body=body)
-    settings.show(made, f"network {made['name']} made ({', '.join(made['subnets']) or made['mode']})")
+    settings.show(made, f"network {made['name']} made ({described(made)})")
+
+
+def described(row: dict[str, Any]) -> str:
+    if row["mode"] == "host":
+        return "the host's own addresses"
+    return ", ".join(row["subnets"]) or "no --subnet: containers get no address"
 
 
 def body_of(options: dict[str, Any]) -> dict[str, Any]:
@@ -81,7 +88,9 @@ def shown(row: dict[str, Any]) -> list[tuple[str, object]]:
 def rm(settings: Settings, names: tuple[str, ...]) -> None:
     """Remove networks that nothing is attached to."""
     client = settings.client()
-    for name in names:
+
+    def remove(name: str) -> None:
         with progress(f"removing network {name}"):
             client.delete("networks", name)
-    settings.show({"removed": list(names)}, "\n".join(f"network {name} removed" for name in names))
+
+    one_by_one(settings, "removed", names, remove, "network {} removed")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -96,6 +96,29 @@ class Failed(click.ClickException):
         click.echo(text, file=file or sys.stderr)
 
 
+class Misused(click.UsageError):
+    """A usage error as a program reads it: exit code 2 as ever, but JSON on stderr in place of the usage line."""
+
+    def __init__(self, error: click.UsageError) -> None:
+        super().__init__(error.format_message(), error.ctx)
+
+    def show(self, file: Any = None) -> None:
+        hint = f"see: {self.ctx.command_path} --help" if self.ctx else ""
+        click.echo(json.dumps({"error": self.message, "hint": hint}, ensure_ascii=False), file=file or sys.stderr)
+
+
+@contextmanager
+def misuse_in_json(args: Iterable[str]) -> Iterator[None]:
+    """Usage errors of a call with these arguments leave as Misused where --json is one of them."""
+    as_json = "--json" in args
+    try:
+        yield
+    except click.UsageError as error:
+        if as_json and not isinstance(error, Misused):
+            raise Misused(error) from error
+        raise
+
+
 def sentence(what: str, hint: str) -> str:
     """ "what: why" and "try this" → "what: why. Try this"."""
     if not hint:
@@ -110,6 +133,29 @@ def explained(ctx: click.Context) -> Iterator[None]:
         yield
     except TowpathError as error:
         raise Failed(error, as_json=_settings(ctx).json) from error
+
+
+def one_by_one(settings: Settings, key: str, names: Iterable[str], act: Callable[[str], None], said: str) -> None:
+    """Do it for every name and print `said` (with {} for the name) for each that is done; as JSON, {key: those}.
+
+    One that fails does not keep the others from their turn: all failures are told, the last one by the exception.
+    """
+    done: list[str] = []
+    failed: TowpathError | None = None
+    for name in names:
+        try:
+            act(name)
+        except TowpathError as error:
+            if failed:
+                Failed(failed, as_json=settings.json).show()
+            failed = error
+            continue
+        done.append(name)
+        if not settings.json:
+            click.echo(said.format(name))
+    settings.show({key: done}, "")
+    if failed:
+        raise failed
 
 
 @contextmanager

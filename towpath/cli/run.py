@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from towpath.cli.options import PATIENCE, Settings, common, progress, sentence
+from towpath.cli.options import PATIENCE, Settings, common, one_by_one, progress, sentence
 from towpath.errors import BadRequest, TowpathError
 
 if TYPE_CHECKING:
@@ -286,7 +286,8 @@ def stop(settings: Settings, names: tuple[str, ...], seconds: float) -> None:
 
     need_root("towpath stop", "it ends root's processes")
     place = runs.Place.of(settings.socket)
-    for name in names:
+
+    def stop_one(name: str) -> None:
         state = runs.load(place, name)
         with progress(f"waiting for {name} to end"):
             if runs.alive(place, name):
@@ -294,7 +295,8 @@ def stop(settings: Settings, names: tuple[str, ...], seconds: float) -> None:
             if place.state(name).exists():  # nobody was left to tidy up, or it could not
                 with runs.claimed(place, name):
                     runs.tidy(place, state, settings.client())
-    settings.show({"stopped": list(names)}, "\n".join(names))
+
+    one_by_one(settings, "stopped", names, stop_one, "{}")
 
 
 TIDY_TIME = 70.0  # seconds that a supervisor may need after the command's end: an agent that hangs, and its retries

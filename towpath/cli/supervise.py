@@ -112,12 +112,19 @@ def _settle_in(wanted: Wanted) -> None:
     if wanted.detach:
         os.setsid()
         os.dup2(os.open(os.devnull, os.O_RDWR), 0)
-        out = os.open(wanted.output or os.devnull, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        out = _open_output(wanted.output or os.devnull)
         os.dup2(out, 1)
         os.dup2(out, 2)
     else:
         os.setpgid(0, 0)
     namespaces.prctl(namespaces.PR_SET_CHILD_SUBREAPER, 1)
+
+
+def _open_output(path: str) -> int:
+    try:
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    except OSError as exc:
+        raise TowpathError(f"cannot write to {path}: {exc.strerror}") from None
 
 
 @contextmanager

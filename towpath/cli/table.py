@@ -28,7 +28,7 @@ def one_line(cell: object) -> str:
 
 def details(pairs: Iterable[tuple[str, object]]) -> str:
     """`key  value` lines with the values below each other; a list takes a line per element."""
-    shown = [(key, value) for key, value in pairs if value not in ("", None, [], {}, ())]
+    shown = [(key, value) for key, value in pairs if value not in (None, [], ()) and _plain(value)]
     width = max((len(key) for key, _ in shown), default=0)
     lines = []
     for key, value in shown:

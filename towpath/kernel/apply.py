@@ -27,7 +27,8 @@ from towpath.kernel.netlink import Netlink
 from towpath.kernel.reap import Reaper
 from towpath.kernel.writer import Rules, Writer
 from towpath.model import Address
-from towpath.plan import DropLink, Op, Phase, Plan, TunnelEntry
+from towpath.plan import AddRule, DropLink, Op, Phase, Plan, TunnelEntry
+from towpath.timings import Timings
 
 T = TypeVar("T")
 
@@ -87,6 +88,13 @@ def joined(phases: tuple[Phase, ...], more: Phase) -> tuple[Phase, ...]:
     return (*phases[:-1], Phase(last.where, last.ops + more.ops, last.netns, last.tolerant))
 
 
+def step(stretch: Work | Rules) -> str:
+    """What `timings` calls it."""
+    if isinstance(stretch, Work):
+        return "links"
+    return "firewall" if isinstance(stretch.changes[0], AddRule) else "undo firewall"
+
+
 class LinuxKernel:
     """Implements towpath.kernel.contract.Kernel. Build it in the main thread, in the namespace that is to be served."""
 
@@ -101,19 +109,30 @@ class LinuxKernel:
         self._herald = Herald()
         self._reaper = Grouped("towpath-reaper", Reaper().reap)
         self._writer = Writer(self.firewall, self._default)
+        self.timings = Timings()
         self._firewalls = dict(firewalls or {})
         self._picked = ""
 
     async def apply(self, plan: Plan) -> None:
         self._herald.start()
+        line: list[Work | Rules] = []  # what one thread does without a word in between
         for stretch in stretches(plan):
-            match stretch:
-                case Work(phases):
-                    await self._crew.run(partial(self._work, phases=phases))
-                case Reap(names):
-                    await self._reap(names)
-                case Rules():
+            if isinstance(stretch, Work) or (isinstance(stretch, Rules) and self._writer.is_quick(stretch)):
+                line.append(stretch)
+                continue
+            await self._run(line)
+            line = []
+            if isinstance(stretch, Reap):
+                with self.timings.measure("undo links"):
+                    await self._reap(stretch.names)
+            else:
+                with self.timings.measure(step(stretch)):
                     await self._writer.commit(stretch)
+        await self._run(line)
+
+    async def _run(self, line: list[Work | Rules]) -> None:
+        if line:
+            await self._crew.run(partial(self._do_line, line=tuple(line)))
 
     async def look(self, netns: str = "") -> NetnsSeen:
         return await self._crew.run(lambda netlink: self._at(netns, netlink, read.look))
@@ -151,8 +170,11 @@ class LinuxKernel:
 
         return firewall.pick(setting)
 
-    async def heal(self, firewall: str, wanted: Callable[[], Wanted], full: bool) -> int:
-        return await self._writer.heal(firewall, wanted, full)
+    async def heal(self, firewall: str, wanted: Callable[[], Wanted]) -> int:
+        return await self._writer.heal(firewall, wanted)
+
+    async def touched(self, firewall: str) -> bool:
+        return await self._writer.touched(firewall)
 
     def changes(self) -> AsyncIterator[str]:
         return watch.changes()
@@ -169,6 +191,14 @@ class LinuxKernel:
             self._home = -1
 
     # --- in the threads -----------------------------------------------------------------------------------------
+
+    def _do_line(self, netlink: Netlink, line: tuple[Work | Rules, ...]) -> None:
+        for stretch in line:
+            with self.timings.measure(step(stretch)):
+                if isinstance(stretch, Rules):
+                    self._writer.commit_now(stretch)
+                else:
+                    self._work(netlink, stretch.phases)
 
     def _work(self, netlink: Netlink, phases: tuple[Phase, ...]) -> None:
         for phase in phases:

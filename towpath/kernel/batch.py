@@ -36,6 +36,7 @@ from towpath.plan import (
     FlushConntrack,
     ForgetNeighbours,
     Op,
+    PlugPort,
     PortVlans,
     SetLink,
     Shape,
@@ -140,6 +141,8 @@ class Batch:
         if link.kind != "bridge":
             self._fail(op, errno.EEXIST, f'"{op.name}" already exists but is not a bridge')
         self._index[op.name] = link.index
+        if not link.alias and link.mac == op.mac:  # a death kept us from marking it: nobody else chooses that address
+            self._later(op, links.mark(op.name))
         promiscuous = True if op.promiscuous and not link.promiscuous else None
         if not link.up or promiscuous:
             self._later(op, links.set_link(SetLink(op.name, up=True, promiscuous=promiscuous)))
@@ -185,6 +188,11 @@ class Batch:
             self._fail(op, errno.EEXIST, f"a link {taken} already exists")
         self._check(op, answer, NOTHING)
         self._now(op, links.mark(op.name, op.hairpin, op.isolated))
+
+    def _plug_port(self, op: PlugPort) -> None:
+        if self._find(op.name):
+            self._now(op, links.set_link(SetLink(op.name), self._need(op, op.master)))
+            self._now(op, links.mark(op.name, op.hairpin, op.isolated))
 
     def _drop_link(self, op: DropLink) -> None:
         self._index.pop(op.name, None)
@@ -281,6 +289,7 @@ class Batch:
     _HANDS: dict[type, Callable[[Batch, Any], None]] = {
         EnsureBridge: _ensure_bridge,
         AddVeth: _add_veth,
+        PlugPort: _plug_port,
         DropLink: _drop_link,
         SetLink: _set_link,
         PortVlans: _port_vlans,
@@ -313,6 +322,8 @@ def names(ops: Iterable[Op]) -> tuple[str, ...]:
             case AddVeth():
                 wanted |= {op.master: None} if op.master else {}
                 made.add(op.name)
+            case PlugPort():
+                wanted[op.master] = None
             case EnsureBridge() | EnsureVxlan():
                 made.add(op.name)
             case SetLink(master=str(master)) if master:

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from towpath.model import Address, Interface, Route
 from towpath.plan import Plan, Rule, TunnelEntry
+from towpath.timings import Timings
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +68,14 @@ class Firewall(Protocol):
 
     name: str
 
-    def commit(self, changes: tuple[object, ...]) -> None:
-        """AddRule / DropRule in one transaction; the skeleton first where it is missing. Raises PhaseFailed."""
+    quick: bool
+    """A commit is a fraction of a millisecond: worth no queue. False: it starts a program, so many are done as one."""
+
+    def commit(self, changes: tuple[object, ...]) -> int:
+        """AddRule / DropRule in one transaction; the skeleton is put in first where it is missing.
+
+        Returns how many transactions of nf_tables it made, -1 where that is not known. Raises PhaseFailed.
+        """
         ...
 
     def seen(self) -> frozenset[object]:
@@ -89,6 +96,9 @@ class Firewall(Protocol):
 
 
 class Kernel(Protocol):
+    timings: Timings
+    """How long the kernel took: "links", "firewall", "undo firewall", "undo links"."""
+
     async def apply(self, plan: Plan) -> None:
         """Do the phases in order. Raises PhaseFailed at the first that fails: earlier ones stay done.
 
@@ -134,11 +144,15 @@ class Kernel(Protocol):
         """ "auto" → "iptables" where a foreign iptables manager owns the filter table, else "nftables"."""
         ...
 
-    async def heal(self, firewall: str, wanted: Callable[[], Wanted], full: bool) -> int:
+    async def heal(self, firewall: str, wanted: Callable[[], Wanted]) -> int:
         """Firewall.heal, in turn with the commits of apply (one writer); `wanted` is asked when the turn has come.
 
-        full=False: nothing is read where nobody but us wrote to nf_tables since the last time. Returns what changed.
+        Returns how many things had to be changed.
         """
+        ...
+
+    async def touched(self, firewall: str) -> bool:
+        """Whether somebody but us may have written to nf_tables since the last heal of this back end."""
         ...
 
     def changes(self) -> AsyncIterator[str]:

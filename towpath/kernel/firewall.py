@@ -40,7 +40,7 @@ def decide(setting: str, host: Host) -> str:
     if host.filter is not None and (managed(host.filter) or not host.nft):
         return "iptables"
     if not host.nft:
-        raise Unavailable("there is neither nft nor iptables", hint="apt-get install nftables")
+        raise Unavailable("there is neither nft nor iptables", hint="install one: apt-get install nftables")
     return "nftables"
 
 
@@ -59,7 +59,8 @@ def managed(filter_table: str) -> bool:
 
 
 def missing(name: str) -> Unavailable:
-    return Unavailable(f"{' and '.join(PROGRAMS[name])} cannot be run on this host", hint=f"apt-get install {name}")
+    programs = " and ".join(PROGRAMS[name])
+    return Unavailable(f"{programs} cannot be run on this host", hint=f"install it: apt-get install {name}")
 
 
 def inspect() -> Host:

@@ -27,13 +27,15 @@ class Forwarding:
     def __init__(self) -> None:
         self._open: dict[int, frozenset[str]] = {4: frozenset(), 6: frozenset()}
 
-    def admit(self, kernel: Tables, homes: Iterable[str]) -> None:
-        """Members appeared behind `homes`: accept them where the host would not. Raises PhaseFailed."""
-        new = frozenset(homes)
+    def admit(self, kernel: Tables, homes: Iterable[str]) -> bool:
+        """Members appeared behind `homes`: accept them where the host would not. Returns whether it wrote."""
+        new, wrote = frozenset(homes), False
         for version in PREFIX:
             if not new <= self._open[version] and kernel.policy(FILTER[version], "FORWARD") == DROP:
                 saved = xtables.save(version, "filter")
                 self._write(version, members(saved) | new, saved)
+                wrote = True
+        return wrote
 
     @property
     def used(self) -> bool:

@@ -189,12 +189,13 @@ class Iptables:
     """
 
     name = "iptables"
+    quick = False
 
     def __init__(self, *, netns_is_current: bool = False) -> None:
         self._lock = threading.Lock()
         self._frames = Nftables(tables=(FRAMES,), netns_is_current=netns_is_current)
 
-    def commit(self, changes: tuple[object, ...]) -> None:
+    def commit(self, changes: tuple[object, ...]) -> int:
         add, drop = read_changes(changes)
         if pins := (*(AddRule(pin) for pin in frame_pins(add)), *(DropRule(pin) for pin in frame_pins(drop))):
             self._frames.commit(pins)
@@ -205,6 +206,7 @@ class Iptables:
                     saved = self._save(version, {line.table for r in (*here, *gone) for line in iptablesrules.lines(r)})
                     _refuse_taken(saved, here, {rule: add[rule] for rule in here}, gone)
                     self._write(version, change(version, saved, here, gone), changes)
+        return -1
 
     def seen(self) -> frozenset[object]:
         found: set[object] = set(self._frames.seen())

@@ -31,7 +31,7 @@ ERROR = struct.Struct("=i")
 ROOM = 1 << 16
 PATIENCE = 30.0  # seconds; the kernel answers at once, or after a grace period while somebody deletes many links
 
-U8, U16, U32, U64 = struct.Struct("=B"), struct.Struct("=H"), struct.Struct("=I"), struct.Struct("=Q")
+U8, U32, U64 = struct.Struct("=B"), struct.Struct("=I"), struct.Struct("=Q")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +67,6 @@ def text(kind: int, value: str) -> bytes:
 
 def u32(kind: int, value: int) -> bytes:
     return attribute(kind, U32.pack(value))
-
-
-def u16(kind: int, value: int) -> bytes:
-    return attribute(kind, U16.pack(value))
 
 
 def u8(kind: int, value: int) -> bytes:

@@ -71,7 +71,7 @@ def run_nft(text: str) -> None:
             ["nft", "-f", "-"], input=text.encode(), capture_output=True, timeout=PATIENCE, check=False
         )
     except FileNotFoundError:
-        raise Unavailable("the program nft is missing", hint="apt-get install nftables") from None
+        raise Unavailable("the program nft is missing", hint="install it: apt-get install nftables") from None
     if done.returncode:
         raise NftRefused(done.stderr.decode(errors="replace").strip() or f"nft ended with code {done.returncode}")
 
@@ -141,6 +141,7 @@ class Nftables:
     """towpath.kernel.contract.Firewall on nftables. One caller at a time is served; others wait."""
 
     name = "nftables"
+    quick = True
 
     def __init__(
         self, *, plain: bool = False, tables: tuple[str, ...] = (INET, BRIDGE), netns_is_current: bool = False
@@ -155,16 +156,16 @@ class Nftables:
 
     # --- the contract ------------------------------------------------------------------------------------------------
 
-    def commit(self, changes: tuple[object, ...]) -> None:
+    def commit(self, changes: tuple[object, ...]) -> int:
         add, drop = read_changes(changes)
         wanted = {rule: (everything(rule), operation) for rule, operation in add.items()}
         gone = dict(expressed(drop, own))
         with self._turn() as kernel:
-            for _ in range(ATTEMPTS):
+            for attempt in range(ATTEMPTS):
                 edit = _edit(kernel, wanted, gone)
                 if not len(edit) or self._write(kernel, edit):
-                    self._forward(kernel, add, edit)
-                    return
+                    told = self._forward(kernel, add, edit)
+                    return -1 if attempt or told else int(len(edit) > 0)
         raise PhaseFailed("firewall", changes, errno.EAGAIN, "somebody else keeps changing our tables")
 
     def seen(self) -> frozenset[object]:
@@ -239,12 +240,14 @@ class Nftables:
 
     # --- commit ------------------------------------------------------------------------------------------------------
 
-    def _forward(self, kernel: Tables, add: Iterable[Rule], edit: Edit) -> None:
-        """Tell the host's own FORWARD who came, and who went last."""
+    def _forward(self, kernel: Tables, add: Iterable[Rule], edit: Edit) -> bool:
+        """Tell the host's own FORWARD who came, and who went last; whether there was anything to tell."""
+        told = False
         if homes := {rule.home for rule in add if isinstance(rule, Accept) and rule.home}:
-            self._forwarding.admit(kernel, homes)
+            told = self._forwarding.admit(kernel, homes)
         if self._forwarding.used and any(item.set == "homes" for item in edit.drop):
-            self._forwarding.heal(kernel, [phrase(item).strip('"') for item in kernel.elements("homes")])
+            told = self._forwarding.heal(kernel, [phrase(item).strip('"') for item in kernel.elements("homes")]) > 0
+        return told
 
     def _write(self, kernel: Tables, edit: Edit) -> bool:
         """False: nothing was written, for the tables are not what they were: read again and retry."""

@@ -26,7 +26,7 @@ def _run(program: str, *arguments: str, because: object, text: str = "") -> str:
             [program, *arguments], input=text.encode(), capture_output=True, timeout=2 * PATIENCE, check=False
         )
     except FileNotFoundError:
-        raise Unavailable(f"the program {program} is missing", hint="apt-get install iptables") from None
+        raise Unavailable(f"the program {program} is missing", hint="install it: apt-get install iptables") from None
     except subprocess.TimeoutExpired:
         raise PhaseFailed("firewall", because, 0, f"{program} did not end within {2 * PATIENCE} s") from None
     if done.returncode:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from towpath.model import Address, Attachment, PortMap
 from towpath.plan import FlushConntrack, Phase, Plan, Publish, Sysctl
@@ -16,9 +16,9 @@ def targets(record: Attachment) -> dict[int, Address]:
     return found
 
 
-def families(port: PortMap, record: Attachment) -> Iterator[int]:
-    """The families in which this port is published: those of the container that the host address allows."""
-    for version in targets(record):
+def families(port: PortMap, versions: Iterable[int]) -> Iterator[int]:
+    """The families in which this port is published: the container's (`versions`) that the host address allows."""
+    for version in versions:
         if port.host_ip is None or port.host_ip.version == version:
             yield version
 
@@ -26,14 +26,14 @@ def families(port: PortMap, record: Attachment) -> Iterator[int]:
 def rules(record: Attachment) -> Iterator[Publish]:
     to = targets(record)
     for port in record.ports:
-        for version in families(port, record):
+        for version in families(port, to):
             yield Publish(port, to[version], record.home, str(record.key), record.port_rules)
 
 
-def claims(record: Attachment) -> Iterator[str]:
+def claims(maps: Iterable[PortMap], versions: Collection[int]) -> Iterator[str]:
     """Row keys, unique on a node: `ports/<proto>/<port>/<family>/<host address or *>`."""
-    for port in record.ports:
-        for version in families(port, record):
+    for port in maps:
+        for version in families(port, versions):
             anywhere = port.host_ip is None or port.host_ip.is_unspecified
             yield f"ports/{port.proto}/{port.host_port}/{version}/{'*' if anywhere else port.host_ip}"
 

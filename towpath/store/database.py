@@ -79,7 +79,8 @@ class Translated:
     def _of_system(self, exc: OSError) -> StoreError:
         if exc.errno in (errno.ENOSPC, errno.EDQUOT):
             return full(self._path)
-        return StoreUnavailable(f"{exc.filename or self._path}: {exc.strerror}")
+        hint = "only root may: run it with sudo" if exc.errno in (errno.EACCES, errno.EPERM) else ""
+        return StoreUnavailable(f"{exc.filename or self._path}: {exc.strerror}", hint=hint)
 
 
 def full(path: Path) -> StoreFull:

@@ -77,7 +77,7 @@ class Call:
         """STATUS: raise where an ADD could not work now. Writes nothing; without a row, every address is free."""
         known = self.attacher.networks.rows.get(wanted.network.name)
         if known is None:
-            await self.attacher.ready(Network(wanted.network.name, wanted.network.mode, wanted.network.bridge))
+            await self.attacher.ready(wanted.network)
             return
         # An unused row is replaced at the next ADD; one in use refuses a configuration that differs.
         if self.attacher.in_use(known.name) and differences(known, wanted.network, wanted.given):

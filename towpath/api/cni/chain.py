@@ -12,7 +12,7 @@ from towpath.model import Foreign, Network, Request, Take
 from . import conf as confs
 from . import pieces
 from .call import Call, chain_request
-from .network import Wanted, check_pools, extra_pools, ipam_dns, ipam_pools, row_name, wanted_bridge
+from .network import Wanted, check_pools, extra_pools, ipam_dns, row_name, wanted_bridge
 from .results import Ip, Link, Result
 
 
@@ -166,8 +166,14 @@ class Ipam:
         wanted = self.wanted(call)
         take = Take(confs.static_addresses(call.env, call.conf), extra_pools(call.conf))
         check_pools(call.conf, take, call.expected(wanted))
-        network = await call.attacher.network(wanted.network, wanted.given)
-        request = Request(
+        async with call.attacher.joined(wanted.network, wanted.given) as network:
+            record = await call.attacher.add(self.request(call, network, take))
+            async with call.undone(record.parts):
+                ips = tuple(Ip(lease.address, lease.gateway) for lease in record.leases)
+                return call.encode(Result((), ips, network.routes, record.dns))
+
+    def request(self, call: Call, network: Network, take: Take) -> Request:
+        return Request(
             call.key,
             network,
             ("address",),
@@ -176,10 +182,6 @@ class Ipam:
             dns=ipam_dns(call.conf),
             caller=call.caller,
         )
-        record = await call.attacher.add(request)
-        async with call.undone(request.parts):
-            ips = tuple(Ip(lease.address, lease.gateway) for lease in record.leases)
-            return call.encode(Result((), ips, network.routes, record.dns))
 
     async def delete(self, call: Call) -> None:
         await call.attacher.detach(call.key, ("address",))
@@ -192,5 +194,6 @@ class Ipam:
         await call.collect()
 
     async def status(self, call: Call) -> None:
-        ipam_pools(call.conf)
-        await call.ready(self.wanted(call))
+        wanted = self.wanted(call)
+        check_pools(call.conf, Take((), extra_pools(call.conf)), call.expected(wanted))
+        await call.ready(wanted)

@@ -163,7 +163,8 @@ def port_maps(conf: Conf) -> tuple[PortMap, ...]:
 
 
 def _port_map(item: Section, host_port: int, container_port: int, protocol: str) -> PortMap:
+    proto, host_ip = item.text(protocol).lower() or "tcp", item.address("hostIP")
     try:
-        return PortMap(host_port, container_port, item.text(protocol).lower() or "tcp", item.address("hostIP"))
+        return PortMap(host_port, container_port, proto, host_ip)
     except BadConfig as exc:
         raise BadConfig(f"{item.where}: {exc.what}") from exc

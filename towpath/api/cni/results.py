@@ -7,7 +7,7 @@ told apart by their shape, because a prevResult does not always carry its versio
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from towpath.errors import BadConfig, BadVersion, Undecodable
@@ -225,8 +225,3 @@ def _read_route(item: Section) -> Route:
 
 def read_dns(section: Section) -> Dns:
     return Dns(section.texts("nameservers"), section.text("domain"), section.texts("search"), section.texts("options"))
-
-
-def with_interface(result: Result, index: int) -> Result:
-    """The same result, every address on the interface at `index`: an IPAM result names none."""
-    return replace(result, ips=tuple(replace(ip, interface=index) for ip in result.ips))

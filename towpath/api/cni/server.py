@@ -13,6 +13,7 @@ import os
 import socket
 import struct
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from towpath.attach import Attacher
@@ -84,8 +85,8 @@ async def _serve(
     if env.command == "VERSION":
         return _versions(stdin)
     raw = read_json(stdin)
-    if raw.get("cniVersion") in VERSIONS:
-        seen["version"] = raw["cniVersion"]
+    if (version := raw.get("cniVersion") or VERSIONS[0]) in VERSIONS:
+        seen["version"] = version
     conf = read_conf(raw, env.command)
     seen |= {"version": conf.version, "network": conf.name, "container": env.container, "ifname": env.ifname}
     handler = _handler(seen, conf)
@@ -145,9 +146,9 @@ def _error(seen: dict[str, str], code: int, what: str, hint: str) -> bytes:
     return _line({"cniVersion": version, "code": code, "msg": what, "details": hint})
 
 
-def failure(plugin: str, exc: Exception) -> bytes:
+def failure(plugin: str, exc: Exception, command: str = "") -> bytes:
     """stdout for a call that could not even be begun."""
-    seen = {"plugin": plugin}
+    seen = {"plugin": plugin, "command": command}
     if isinstance(exc, TowpathError):
         return _error(seen, _code(exc, seen), exc.what, exc.hint)
     return _internal(seen, exc)
@@ -163,7 +164,9 @@ def _line(body: dict[str, Any]) -> bytes:
 
 def _note(seen: dict[str, str], start: float, error: str) -> None:
     took = round((time.perf_counter() - start) * 1000, 2)
-    log.info("cni", extra={**seen, "ms": took} | ({"error": error} if error else {}))
+    extra = {**seen, "ms": took} | ({"error": error} if error else {})
+    # The runtime gets its answer first: this runs when the loop comes round again.
+    asyncio.get_running_loop().call_soon(partial(log.info, "cni", extra=extra))
 
 
 # --- the socket ------------------------------------------------------------------------------------------------------

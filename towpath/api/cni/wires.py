@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from ipaddress import ip_network
 from typing import Any
 
+from towpath.claims import refuse_twice
 from towpath.errors import BadConfig, BadNetns, CheckFailed
-from towpath.model import Attachment, Given, InNetns, Lease, Network, Request, Route, Take
+from towpath.model import Attachment, Given, InNetns, Interface, Lease, Network, Request, Route, Take
 from towpath.plan import Phase, SetLink
 
 from . import conf as confs
@@ -33,11 +34,11 @@ class Bridge:
             if foreign is not None:
                 wanted = wanted_bridge(call.conf, foreign.ips)
             with_addresses(call, request, call.expected(wanted), foreign)  # what cannot work makes no row
-            network = await call.attacher.network(wanted.network, wanted.given)
-            request = with_addresses(call, request, network, foreign)
-            record = await call.attacher.add(request)
-            async with call.undone(request.parts):
-                return call.encode(await bridge_result(call, record, network))
+            async with call.attacher.joined(wanted.network, wanted.given) as network:
+                request = with_addresses(call, request, network, foreign)
+                record = await call.attacher.add(request)
+                async with call.undone(request.parts):
+                    return call.encode(await bridge_result(call, record, network))
 
     async def delete(self, call: Call) -> None:
         await call.attacher.detach(call.key)
@@ -54,7 +55,12 @@ class Bridge:
         await _pass_on(call, "GC")
 
     async def status(self, call: Call) -> None:
-        await call.ready(wanted_bridge(call.conf))
+        wanted = wanted_bridge(call.conf)
+        expected = call.expected(wanted)
+        if foreign_ipam(call) is None and not layer2(call, expected):
+            check_pools(call.conf, Take((), extra_pools(call.conf)), expected)
+        call.kernel.firewall(call.attacher.setting.firewall)
+        await call.ready(wanted)
         await _pass_on(call, "STATUS")
 
 
@@ -121,6 +127,7 @@ def with_addresses(call: Call, request: Request, network: Network, foreign: Resu
         leases = tuple(Lease(ip.address, ip.gateway or _bridge_gateway(network, ip)) for ip in foreign.ips)
         check_fits(call.conf.version, (lease.address for lease in leases))
         dns = confs.dns(call.conf, foreign.dns)
+        refuse_twice(request.ports, {lease.address.version for lease in leases})
         given = Given(leases, ipam_type(call.conf))
         request = replace(request, address=given, routes=foreign.routes, dns=dns)
         return replace(request, parts=_parts(request))
@@ -132,6 +139,8 @@ def with_addresses(call: Call, request: Request, network: Network, foreign: Resu
         return replace(request, parts=_parts(request))
     if isinstance(request.address, Take):
         check_pools(call.conf, request.address, network)
+        pools = (*request.address.extra, *network.pools)
+        refuse_twice(request.ports, {pool.ranges[0].subnet.version for pool in pools})
     return replace(request, parts=_parts(request))
 
 
@@ -221,20 +230,10 @@ class Host:
             addresses = tuple({address.version: address for address in reversed(addresses)}.values())
         check_fits(call.conf.version, addresses)
         wanted = self.wanted(call)
-        request = Request(
-            call.key,
-            await call.attacher.network(wanted.network, wanted.given),
-            ("wire",),
-            address=Given(tuple(Lease(address) for address in addresses)),
-            dns=confs.dns(call.conf, ipam_dns(call.conf)),
-            caller=call.caller,
-            labels=confs.labels(call.conf),
-            aliases=confs.aliases(call.conf),
-            name=call.env.args.get("K8S_POD_NAME", ""),
-        )
-        record = await call.attacher.add(request)
-        async with call.undone(request.parts):
-            return call.encode(Result((), tuple(Ip(lease.address) for lease in record.leases), (), record.dns))
+        async with call.attacher.joined(wanted.network, wanted.given) as network:
+            record = await call.attacher.add(host_request(call, network, addresses))
+            async with call.undone(record.parts):
+                return call.encode(Result((), tuple(Ip(lease.address) for lease in record.leases), (), record.dns))
 
     async def delete(self, call: Call) -> None:
         await call.attacher.detach(call.key)
@@ -248,6 +247,20 @@ class Host:
 
     async def status(self, call: Call) -> None:
         await call.ready(self.wanted(call))
+
+
+def host_request(call: Call, network: Network, addresses: Iterable[Interface]) -> Request:
+    return Request(
+        call.key,
+        network,
+        ("wire",),
+        address=Given(tuple(Lease(address) for address in addresses)),
+        dns=confs.dns(call.conf, ipam_dns(call.conf)),
+        caller=call.caller,
+        labels=confs.labels(call.conf),
+        aliases=confs.aliases(call.conf),
+        name=call.env.args.get("K8S_POD_NAME", ""),
+    )
 
 
 # --- loopback --------------------------------------------------------------------------------------------------------
