@@ -16,19 +16,28 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from tests.fake_tunnel import FakeTunnel
 from towpath.errors import BadNetns, PhaseFailed, Unavailable
 from towpath.kernel.contract import LinkSeen, NetnsSeen, ShapeSeen, Wanted
 from towpath.model import Address, Interface, Route
 from towpath.plan import (
     AddAddress,
+    AddFdb,
+    AddNeighbour,
+    AddPolicyRule,
     AddRoute,
     AddRule,
     AddVeth,
     Announce,
     DropAddress,
+    DropFdb,
     DropLink,
+    DropNeighbour,
+    DropPolicyRule,
+    DropRoute,
     DropRule,
     EnsureBridge,
+    EnsureVxlan,
     FlushConntrack,
     ForgetNeighbours,
     Phase,
@@ -40,6 +49,7 @@ from towpath.plan import (
     SetLink,
     Shape,
     Sysctl,
+    TunnelEntry,
     Unshape,
 )
 from towpath.timings import Timings
@@ -71,6 +81,8 @@ class Place:
     vlans: dict[str, PortVlans] = field(default_factory=dict)
     peers: dict[str, tuple[int, str]] = field(default_factory=dict)  # name → (id of the peer's place, peer's name)
     ports: dict[str, str] = field(default_factory=dict)  # name → "hairpin", "isolated", both or ""
+    vxlans: dict[str, EnsureVxlan] = field(default_factory=dict)
+    tunnel: FakeTunnel = field(default_factory=FakeTunnel)
 
     def need(self, name: str) -> LinkSeen:
         if name not in self.links:
@@ -96,6 +108,7 @@ class Place:
         found |= {
             f"shape {s.link} {s.kind} {s.rate} burst {s.burst}" for shapes in self.shapes.values() for s in shapes
         }
+        found |= self.tunnel.lines()
         found |= {f"vlans {port} pvid {v.pvid} trunk {v.trunk}" for port, v in self.vlans.items()}
         return found
 
@@ -274,6 +287,10 @@ class FakeKernel:
     async def shapes(self, link: str) -> tuple[ShapeSeen, ...]:
         return self.host.shapes.get(link, ())
 
+    async def tunnel_entries(self, link: str, table: int) -> frozenset[TunnelEntry]:
+        routes = {AddRoute(name, route) for name, route in self.host.routes if route.table in (0, table)}
+        return frozenset(self.host.tunnel.entries.values()) | routes
+
     async def route_device(self, address: Address) -> str:
         best, device = -1, ""
         for name, interface in self.host.addresses:
@@ -308,6 +325,9 @@ class FakeKernel:
     async def heal(self, firewall: str, wanted: Callable[[], Wanted]) -> int:
         wall, asked = self.firewall(firewall), wanted()
         return wall.heal([*asked.settled, *(rule for rule in asked.moving if rule in wall.rules)])
+
+    def route_changes(self) -> AsyncIterator[str]:
+        return self.changes()
 
     async def changes(self) -> AsyncIterator[str]:
         queue: asyncio.Queue[str] = asyncio.Queue()
@@ -361,9 +381,10 @@ class FakeKernel:
         place.addresses = {pair for pair in place.addresses if pair[0] != name}
         place.routes = {pair for pair in place.routes if pair[0] != name}
         place.neighbours = {pair for pair in place.neighbours if pair[0] != name}
+        place.tunnel.forget(name)
         place.sysctls = {path: value for path, value in place.sysctls.items() if device_of(path) != name}
         place.links = {k: replace(v, master="") if v.master == name else v for k, v in place.links.items()}
-        for table in (place.shapes, place.vlans, place.ports):
+        for table in (place.shapes, place.vlans, place.ports, place.vxlans):
             table.pop(name, None)
         if peer := place.peers.pop(name, None):
             self._forget(self._by_id(peer[0]), peer[1])
@@ -409,6 +430,26 @@ class FakeKernel:
         inside.peers[op.peer] = (place.id, op.name)
         place.ports[op.name] = " ".join(w for w, on in (("hairpin", op.hairpin), ("isolated", op.isolated)) if on)
 
+    def _ensure_vxlan(self, place: Place, op: EnsureVxlan) -> None:
+        link = place.links.get(op.name)
+        if link is not None and link.kind != "vxlan":
+            raise RefusalError(errno.EEXIST, f'"{op.name}" already exists but is not a VXLAN device')
+        if link is None or replace(op, mtu=0) != replace(place.vxlans[op.name], mtu=0):
+            self._forget(place, op.name)
+            link = LinkSeen(op.name, self._index(), "vxlan", op.mac, 1500, up=True, alias="towpath")
+        place.links[op.name] = replace(link, up=True, mtu=op.mtu or link.mtu)
+        place.vxlans[op.name] = op
+
+    def _add_entry(self, place: Place, op: AddNeighbour | AddFdb) -> None:
+        place.need(op.link)
+        place.tunnel.add(op)
+
+    def _add_policy_rule(self, place: Place, op: AddPolicyRule) -> None:
+        place.tunnel.add(op)
+
+    def _drop_entry(self, place: Place, op: DropNeighbour | DropFdb | DropPolicyRule) -> None:
+        place.tunnel.drop(op)
+
     def _plug_port(self, place: Place, op: PlugPort) -> None:
         if op.name in place.links:
             place.need(op.master)
@@ -450,6 +491,9 @@ class FakeKernel:
             raise RefusalError(errno.ENETUNREACH, "")
         place.routes.add((op.link, op.route))
 
+    def _drop_route(self, place: Place, op: DropRoute) -> None:
+        place.routes.discard((op.link, op.route))
+
     def _sysctl(self, place: Place, op: Sysctl) -> None:
         if self._has_sysctl(place, op.path):
             place.sysctls[op.path] = op.value
@@ -488,6 +532,14 @@ class FakeKernel:
         AddAddress: _add_address,
         DropAddress: _drop_address,
         AddRoute: _add_route,
+        DropRoute: _drop_route,
+        EnsureVxlan: _ensure_vxlan,
+        AddNeighbour: _add_entry,
+        DropNeighbour: _drop_entry,
+        AddFdb: _add_entry,
+        DropFdb: _drop_entry,
+        AddPolicyRule: _add_policy_rule,
+        DropPolicyRule: _drop_entry,
         Sysctl: _sysctl,
         Announce: _announce,
         ForgetNeighbours: _forget_neighbours,

@@ -37,6 +37,7 @@ FLOORS: list[set[str]] = [  # from the ground up; a floor may import those befor
         "towpath/reconcile",
         "modes",
     },
+    {"towpath/overlay"},
     {"towpath/api", "cnm_driver", "plugins"},
     {"towpath/agent", "towpath/cni_once", "towpath/install"},
     {"towpath/cli"},

@@ -9,6 +9,7 @@ from dataclasses import replace
 from tests.fakes import FakeKernel
 from tests.requests import NETNS, attacher, network, request
 from towpath import reconcile
+from towpath.plan import Guard
 
 
 async def test_a_flushed_firewall_comes_back_as_it_was() -> None:
@@ -19,6 +20,16 @@ async def test_a_flushed_firewall_comes_back_as_it_was() -> None:
     kernel.rules.clear()
     assert await reconcile.heal(made, "auto") == len(before)
     assert kernel.rules == before
+
+
+async def test_rules_of_the_node_itself_are_kept_too() -> None:
+    kernel = FakeKernel(netns=(NETNS,))
+    made = await attacher(kernel)
+    guard = Guard(64000, "overlay")
+    made.standing = lambda: (guard,)
+    assert await reconcile.heal(made, "auto") == 1
+    assert kernel.rules == {guard}
+    assert await reconcile.heal(made, "auto") == 0
 
 
 async def test_a_run_that_finds_nothing_changes_nothing() -> None:

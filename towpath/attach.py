@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from errno import EEXIST, ENODEV
@@ -24,7 +24,7 @@ from towpath.mode import Node
 from towpath.model import Attachment, Foreign, Given, InNetns, Key, Lease, Network, Request, Take
 from towpath.networks import Networks, adopted
 from towpath.parts import ports, rules, shape, tuning
-from towpath.plan import Plan
+from towpath.plan import Plan, Rule
 from towpath.store.contract import Delete, Put, Store
 from towpath.unbroken import to_its_end
 
@@ -90,6 +90,7 @@ class Attacher:
         self.setting = setting
         self.networks = Networks(store, kernel, self._plug)
         self.records: dict[Key, Attachment] = {}
+        self.standing: Callable[[], Iterable[Rule]] = tuple  # the node's own rules: no attachment brings or takes them
         self.timings = kernel.timings
         self._alone = KeyLocks()
         self._later: dict[Key, asyncio.Task[None]] = {}  # deferred deletes that have answered and are not done yet

@@ -150,7 +150,7 @@ class Networks:
     def check_free(self, network: Network) -> None:
         """Neither the bridge nor a subnet of a network that an administrator makes may belong to another network."""
         for other in self.rows.values():
-            if other.name == network.name or other.mode != "bridge" or network.mode != "bridge":
+            if other.name == network.name or "host" in (other.mode, network.mode):
                 continue
             if other.device == network.device:
                 raise Conflict(f"bridge {network.device!r} belongs to network {other.name!r}")

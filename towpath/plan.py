@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from towpath.model import Address, Bandwidth, Interface, PortMap, PortRules, Route, Trunk
+from towpath.model import Address, Bandwidth, Interface, PortMap, PortRules, Route, Subnet, Trunk
 
 # --- links and addresses: places "host" and "netns" ---------------------------------------------------------------
 
@@ -115,6 +115,14 @@ class AddRoute:
 
 
 @dataclass(frozen=True, slots=True)
+class DropRoute:
+    """That route, whoever made it, is gone when this is done; one to the same place by another way stays."""
+
+    link: str
+    route: Route
+
+
+@dataclass(frozen=True, slots=True)
 class Sysctl:
     """`path` below /proc/sys with slashes, e.g. net/ipv4/ip_forward. A missing file is an error unless `optional`."""
 
@@ -138,6 +146,76 @@ class ForgetNeighbours:
 
     link: str
     addresses: tuple[Address, ...]
+
+
+# --- tunnels: place "host". The classes that add also say what is wanted and what is seen. -------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class EnsureVxlan:
+    """A VXLAN device (RFC 7348) with this MAC, up, that floods and learns nothing: what it knows it was told.
+
+    local: the node's address on the underlay, whose family is that of every peer. mtu 0 = the kernel's.
+    One that differs in anything but the MTU is made anew, and loses its addresses and entries with that.
+    Fails with EEXIST where the name belongs to a link of another kind.
+    """
+
+    name: str
+    vni: int
+    port: int
+    local: Address
+    mac: str
+    mtu: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class AddNeighbour:
+    """`address` is at `mac`, for good: nobody is asked. What the table said about the address before is replaced."""
+
+    link: str
+    address: Address
+    mac: str
+
+
+@dataclass(frozen=True, slots=True)
+class DropNeighbour:
+    link: str
+    address: Address
+
+
+@dataclass(frozen=True, slots=True)
+class AddFdb:
+    """Frames to `mac` leave VXLAN device `link` for the underlay address `to`, and no other."""
+
+    link: str
+    mac: str
+    to: Address
+
+
+@dataclass(frozen=True, slots=True)
+class DropFdb:
+    link: str
+    mac: str
+    to: Address
+
+
+@dataclass(frozen=True, slots=True)
+class AddPolicyRule:
+    """What comes from `source` is routed by `table` before the main one is asked (ip-rule(8))."""
+
+    source: Subnet
+    table: int
+    priority: int
+
+
+@dataclass(frozen=True, slots=True)
+class DropPolicyRule:
+    source: Subnet
+    table: int
+    priority: int
+
+
+TunnelEntry = AddNeighbour | AddFdb | AddRoute | AddPolicyRule
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,11 +267,15 @@ class Publish:
 
 @dataclass(frozen=True, slots=True)
 class Masquerade:
-    """What `address` sends out through any interface but `home` gets the node's address; multicast never."""
+    """What `address` sends out through any interface but `home` gets the node's address; multicast never.
+
+    inner: it keeps its own where it leaves through a link that a KeepSource names.
+    """
 
     address: Interface
     home: str
     owner: str
+    inner: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +306,41 @@ class PinMac:
     owner: str
 
 
-Rule = Publish | Masquerade | Accept | Fence | PinMac
+@dataclass(frozen=True, slots=True)
+class KeepSource:
+    """`link` leads to other members of the overlays, who know each other by their own addresses (Masquerade.inner)."""
+
+    link: str
+    owner: str
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """Datagrams to UDP `port` of the node are dropped unless a Peer of that port sent them."""
+
+    port: int
+    owner: str
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Another node, whose datagrams to UDP `port` are taken."""
+
+    address: Address
+    port: int
+    owner: str
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """Nothing from behind `home` goes to UDP `port`, of the node or of anybody: whatever source it claims to have."""
+
+    home: str
+    port: int
+    owner: str
+
+
+Rule = Publish | Masquerade | Accept | Fence | PinMac | KeepSource | Guard | Peer | Bar
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,6 +366,14 @@ LinkOp = (
     | AddAddress
     | DropAddress
     | AddRoute
+    | DropRoute
+    | EnsureVxlan
+    | AddNeighbour
+    | DropNeighbour
+    | AddFdb
+    | DropFdb
+    | AddPolicyRule
+    | DropPolicyRule
     | Sysctl
     | Announce
     | ForgetNeighbours

@@ -17,7 +17,7 @@ from towpath.parts import rules
 log = logging.getLogger(__name__)
 
 SETTLE = 0.2  # seconds: a burst of changes becomes one run
-INTERVAL = 30.0  # seconds between looks for what makes no sound
+INTERVAL = 120.0  # seconds between looks for what makes no sound: a thousand namespaces cost 0.1 s
 FULL = 600.0  # seconds between readings of everything: nothing should be found then
 
 
@@ -83,6 +83,7 @@ def _wanted(attacher: Attacher, firewall: str) -> Wanted:
     """Called in the writer's thread: the copy is one step of the interpreter, so no ADD changes the dict under it."""
     records = [record for record in list(attacher.records.values()) if record.firewall == firewall]
     settled = [rule for record in records for rule in rules.rules(with_parts(record, settled_parts(record)))]
+    settled += attacher.standing() if firewall == attacher.setting.firewall else ()
     under_way = [record for record in records if record.phase != "attached"]
     moving = [rule for record in under_way for rule in rules.rules(with_parts(record, moving_parts(record)))]
     return Wanted(tuple(settled), tuple(moving))
@@ -136,7 +137,8 @@ async def reconcile(dirty: Dirty, run: Callable[[frozenset[str]], Awaitable[int]
         except Exception:  # a netlink socket that overflowed, say: whatever it was, there is a next run
             log.exception("reconcile failed")
         try:
-            await asyncio.wait_for(dirty.wait(), max(0.0, routine - now()))
+            async with asyncio.timeout(max(0.0, routine - now())):  # wait_for may swallow a cancellation (3.11)
+                await dirty.wait()
         except TimeoutError:
             words, routine = (ALL if now() >= full else ROUTINE), now() + INTERVAL
             full = now() + FULL if words == ALL else full

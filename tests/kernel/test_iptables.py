@@ -10,7 +10,7 @@ import pytest
 from towpath.errors import BadConfig
 from towpath.kernel import forwarding
 from towpath.kernel.iptables import Change, Iptables, Saved, change, read, tag_of
-from towpath.kernel.iptablesrules import BUILT_IN, group, lines, version_of
+from towpath.kernel.iptablesrules import BUILT_IN, group, lines, versions_of
 from towpath.model import PortMap, PortRules
 from towpath.plan import Accept, Fence, Masquerade, Publish, Rule
 
@@ -221,7 +221,7 @@ def test_conditions_are_asked_before_the_ports_chain() -> None:
 
 def test_a_rule_is_described_by_its_lines_and_its_family() -> None:
     assert Iptables().describe(publish(to=A6)).startswith("ip6tables -t nat -A CNI-DN-")
-    assert version_of(publish(to=A6)) == 6
+    assert versions_of(publish(to=A6)) == (6,)
 
 
 # --- the host's own FORWARD ------------------------------------------------------------------------------------------

@@ -13,7 +13,20 @@ from towpath.kernel.nftbatch import Structure
 from towpath.kernel.nftrules import CHAINS, OPEN_CHAINS, Conditional, edition, pieces, sets_of, shared, skeleton
 from towpath.kernel.nftset import BRIDGE, INET, SETS, element, phrase
 from towpath.model import PortMap, PortRules
-from towpath.plan import Accept, AddRule, DropRule, Fence, Masquerade, PinMac, Publish, Rule
+from towpath.plan import (
+    Accept,
+    AddRule,
+    Bar,
+    DropRule,
+    Fence,
+    Guard,
+    KeepSource,
+    Masquerade,
+    Peer,
+    PinMac,
+    Publish,
+    Rule,
+)
 
 A4, A6 = ip_address("10.0.0.2"), ip_address("fd00::2")
 H4 = ip_address("192.0.2.1")
@@ -65,6 +78,15 @@ def port(number: int = 8080, host: str = "", proto: str = "tcp") -> PortMap:
             ['masq4_home { 10.0.0.2 . "br0" }', "masq4 { 10.0.0.2 }"],
             id="masquerade",
         ),
+        pytest.param(
+            Masquerade(ip_interface("fd00::2/64"), "m-dcos", "o", inner=True),
+            ['masq6_home { fd00::2 . "m-dcos" }', "masq6 { fd00::2 }", "inner6 { fd00::2 }"],
+            id="masquerade of a member of an overlay",
+        ),
+        pytest.param(KeepSource("vtep1024", "o"), ['inner_links { "vtep1024" }'], id="the way to other members"),
+        pytest.param(Guard(64000, "o"), ["guarded { udp . 64000 }"], id="a guarded port"),
+        pytest.param(Peer(A4, 64000, "o"), ["peers4 { 10.0.0.2 . 64000 }"], id="a peer"),
+        pytest.param(Bar("m-dcos", 64000, "o"), ['barred { "m-dcos" . 64000 }'], id="a barred port"),
         pytest.param(
             Accept(A6, "br0", "o"),
             ['members6 { "br0" . fd00::2 }', 'homes { "br0" }', 'within { "br0" . "br0" }'],

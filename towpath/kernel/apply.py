@@ -27,7 +27,7 @@ from towpath.kernel.netlink import Netlink
 from towpath.kernel.reap import Reaper
 from towpath.kernel.writer import Rules, Writer
 from towpath.model import Address
-from towpath.plan import AddRule, DropLink, Op, Phase, Plan
+from towpath.plan import AddRule, DropLink, Op, Phase, Plan, TunnelEntry
 from towpath.timings import Timings
 
 T = TypeVar("T")
@@ -143,6 +143,9 @@ class LinuxKernel:
     async def shapes(self, link: str) -> tuple[ShapeSeen, ...]:
         return await self._crew.run(lambda netlink: read.shapes(netlink, link))
 
+    async def tunnel_entries(self, link: str, table: int) -> frozenset[TunnelEntry]:
+        return await self._crew.run(lambda netlink: read.tunnel_entries(netlink, link, table))
+
     async def route_device(self, address: Address) -> str:
         return await self._crew.run(lambda netlink: read.route_device(netlink, address))
 
@@ -176,6 +179,9 @@ class LinuxKernel:
     def changes(self) -> AsyncIterator[str]:
         return watch.changes()
 
+    def route_changes(self) -> AsyncIterator[str]:
+        return watch.changes(watch.ROUTES, rest=1.0)
+
     async def close(self) -> None:
         """Threads end when they have done what they hold; nothing in the kernel changes."""
         for part in (self._crew, self._reaper, self._writer, self._herald):
@@ -204,7 +210,7 @@ class LinuxKernel:
             path = phase.netns if phase.where == "netns" else ""
             self._at(path, netlink, lambda n: Batch(n, phase.where, self._herald).run(phase.ops))
         except OSError as failure:  # of the socket itself: what the kernel refuses is PhaseFailed already
-            raise PhaseFailed(phase.where, phase.ops, failure.errno or 0, str(failure)) from failure
+            raise PhaseFailed(phase.where, phase.ops[:3], failure.errno or 0, str(failure)) from failure
 
     def _at(self, path: str, netlink: Netlink, do: Callable[[Netlink], T]) -> T:
         """Run `do` in the namespace at `path` with a socket of that namespace; "" = home, with the thread's own."""

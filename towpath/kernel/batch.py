@@ -13,18 +13,26 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 from towpath.errors import PhaseFailed
-from towpath.kernel import inet, links, shape, sysctl
+from towpath.kernel import inet, links, shape, sysctl, tunnel
 from towpath.kernel.herald import Herald
 from towpath.kernel.netlink import Answer, Message, Netlink
 from towpath.kernel.netns import open_netns
 from towpath.plan import (
     AddAddress,
+    AddFdb,
+    AddNeighbour,
+    AddPolicyRule,
     AddRoute,
     AddVeth,
     Announce,
     DropAddress,
+    DropFdb,
     DropLink,
+    DropNeighbour,
+    DropPolicyRule,
+    DropRoute,
     EnsureBridge,
+    EnsureVxlan,
     FlushConntrack,
     ForgetNeighbours,
     Op,
@@ -39,6 +47,7 @@ from towpath.plan import (
 GONE = frozenset({errno.ENODEV, errno.ENOENT, errno.EADDRNOTAVAIL, errno.ESRCH})
 THERE = frozenset({errno.EEXIST})
 NOTHING: frozenset[int] = frozenset()
+AT_ONCE = 64  # messages in one call: each answer takes up to 1.3 kB of the socket's receive buffer, which has 208
 
 
 class Batch:
@@ -93,9 +102,11 @@ class Batch:
         waiting, self._waiting = self._waiting, []
         if not waiting:
             return
-        answers = self._netlink.send([message for _, message, _ in waiting])
-        for (op, _, forgiven), answer in zip(waiting, answers, strict=True):
-            self._check(op, answer, forgiven)
+        for start in range(0, len(waiting), AT_ONCE):
+            some = waiting[start : start + AT_ONCE]
+            answers = self._netlink.send([message for _, message, _ in some])
+            for (op, _, forgiven), answer in zip(some, answers, strict=True):
+                self._check(op, answer, forgiven)
 
     def _now(self, op: Op, message: Message, forgiven: frozenset[int] = NOTHING) -> Answer:
         self._flush()
@@ -137,6 +148,32 @@ class Batch:
             self._later(op, links.set_link(SetLink(op.name, up=True, promiscuous=promiscuous)))
         if op.vlan_filtering and not links.filters_vlans(body):
             self._later(op, links.filter_vlans(op.name))
+
+    def _ensure_vxlan(self, op: EnsureVxlan) -> None:
+        self._flush()
+        answer = self._netlink.ask(links.get_link(op.name))
+        if answer.errno == 0:
+            if self._keep_vxlan(op, answer.data[0]):
+                return
+            self._drop_link(DropLink(op.name))
+        elif answer.errno != errno.ENODEV:
+            self._check(op, answer, NOTHING)
+        self._now(op, tunnel.new_vxlan(op))
+        self._now(op, links.mark(op.name))
+
+    def _keep_vxlan(self, op: EnsureVxlan, body: bytes) -> bool:
+        """Whether the device is as wanted, but for what can be set on a living one."""
+        link, _ = links.read_link(body)
+        if link.kind != "vxlan":
+            self._fail(op, errno.EEXIST, f'"{op.name}" already exists but is not a VXLAN device')
+        # A MAC that is set on a living device flushes its permanent neighbours: a new device says so more clearly.
+        if link.mac != op.mac or tunnel.read_vxlan(body) != tunnel.Vxlan(op.vni, op.port, op.local):
+            return False
+        self._index[op.name] = link.index
+        mtu = op.mtu if op.mtu and op.mtu != link.mtu else None
+        if not link.up or mtu:
+            self._later(op, links.set_link(SetLink(op.name, up=True, mtu=mtu)))
+        return True
 
     def _add_veth(self, op: AddVeth) -> None:
         master = self._need(op, op.master) if op.master else 0
@@ -183,6 +220,30 @@ class Batch:
         index, gw = self._need(op, op.link), op.route.gw
         onlink = gw is not None and (op.link, gw.version) in self._host_only
         self._later(op, inet.add_route(index, op.route, onlink), THERE)
+
+    def _drop_route(self, op: DropRoute) -> None:
+        if index := self._find(op.link):
+            self._later(op, inet.drop_route(index, op.route), GONE)
+
+    def _add_neighbour(self, op: AddNeighbour) -> None:
+        self._later(op, tunnel.add_neighbour(self._need(op, op.link), op))
+
+    def _drop_neighbour(self, op: DropNeighbour) -> None:
+        if index := self._find(op.link):
+            self._later(op, inet.drop_neighbour(index, op.address), GONE)
+
+    def _add_fdb(self, op: AddFdb) -> None:
+        self._later(op, tunnel.add_fdb(self._need(op, op.link), op))
+
+    def _drop_fdb(self, op: DropFdb) -> None:
+        if index := self._find(op.link):
+            self._later(op, tunnel.drop_fdb(index, op), GONE)
+
+    def _add_policy_rule(self, op: AddPolicyRule) -> None:
+        self._later(op, tunnel.add_rule(op), THERE)
+
+    def _drop_policy_rule(self, op: DropPolicyRule) -> None:
+        self._later(op, tunnel.drop_rule(op), GONE)
 
     def _forget_neighbours(self, op: ForgetNeighbours) -> None:
         if index := self._find(op.link):
@@ -235,6 +296,14 @@ class Batch:
         AddAddress: _add_address,
         DropAddress: _drop_address,
         AddRoute: _add_route,
+        DropRoute: _drop_route,
+        EnsureVxlan: _ensure_vxlan,
+        AddNeighbour: _add_neighbour,
+        DropNeighbour: _drop_neighbour,
+        AddFdb: _add_fdb,
+        DropFdb: _drop_fdb,
+        AddPolicyRule: _add_policy_rule,
+        DropPolicyRule: _drop_policy_rule,
         ForgetNeighbours: _forget_neighbours,
         Sysctl: _sysctl,
         Announce: _announce,
@@ -255,11 +324,13 @@ def names(ops: Iterable[Op]) -> tuple[str, ...]:
                 made.add(op.name)
             case PlugPort():
                 wanted[op.master] = None
-            case EnsureBridge():
+            case EnsureBridge() | EnsureVxlan():
                 made.add(op.name)
             case SetLink(master=str(master)) if master:
                 wanted[master] = None
-            case AddAddress() | DropAddress() | AddRoute() | ForgetNeighbours():
+            case AddAddress() | DropAddress() | AddRoute() | DropRoute() | ForgetNeighbours():
+                wanted[op.link] = None
+            case AddNeighbour() | DropNeighbour() | AddFdb() | DropFdb():
                 wanted[op.link] = None
             case PortVlans() | Shape() | Unshape():
                 wanted[op.port] = None

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from towpath.model import Address, Interface, Route
-from towpath.plan import Plan, Rule
+from towpath.plan import Plan, Rule, TunnelEntry
 from towpath.timings import Timings
 
 
@@ -114,6 +114,14 @@ class Kernel(Protocol):
 
     async def shapes(self, link: str) -> tuple[ShapeSeen, ...]: ...
 
+    async def tunnel_entries(self, link: str, table: int) -> frozenset[TunnelEntry]:
+        """What somebody wrote down about the tunnel device `link`, as the operations that would write it.
+
+        Its permanent neighbours and forwarding entries; our policy rules; every route of the main table and of `table`,
+        through whatever link, but for those that came with an address. Nothing of the link where there is none.
+        """
+        ...
+
     async def route_device(self, address: Address) -> str:
         """Name of the link through which the node reaches `address`; "" = none."""
         ...
@@ -149,6 +157,10 @@ class Kernel(Protocol):
 
     def changes(self) -> AsyncIterator[str]:
         """ "firewall", "links" or "addresses" each time somebody changed them; coalesced, never blocking the kernel."""
+        ...
+
+    def route_changes(self) -> AsyncIterator[str]:
+        """ "routes" each time somebody changed routes, neighbours or policy rules, at most once a second."""
         ...
 
     async def close(self) -> None: ...

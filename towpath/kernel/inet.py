@@ -30,7 +30,8 @@ RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_METRICS, RTA_MULTIPATH = 1, 4, 
 RTA_TABLE, RTA_VIA = 15, 18
 RTAX_MTU, RTAX_ADVMSS = 2, 8
 NDA_DST = 1
-RT_TABLE_MAIN, RT_SCOPE_UNIVERSE, RT_SCOPE_LINK, RTN_UNICAST = 254, 0, 253, 1
+RT_TABLE_MAIN, RT_SCOPE_UNIVERSE, RT_SCOPE_LINK, RT_SCOPE_NOWHERE, RTN_UNICAST = 254, 0, 253, 255, 1
+RTPROT_KERNEL = 2
 RTNH_F_ONLINK, RTM_F_CLONED = 4, 0x200
 IP6_RT_PRIO_USER = 1024  # what the kernel gives an IPv6 route that names no priority
 
@@ -93,6 +94,27 @@ def add_route(index: int, route: Route, onlink: bool = False) -> Message:
     return Message(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_APPEND, body)
 
 
+def drop_route(index: int, route: Route) -> Message:
+    """Whatever protocol and scope it has; table, way and priority must be these (fib_table_delete, ip6_route_del)."""
+    table = route.table or RT_TABLE_MAIN
+    head = RTMSG.pack(
+        family(route.dst.version),
+        route.dst.prefixlen,
+        0,
+        0,
+        table if table < 256 else 0,
+        0,
+        RT_SCOPE_NOWHERE,
+        RTN_UNICAST,
+        0,
+    )
+    body = head + (attribute(RTA_DST, route.dst.network_address.packed) if route.dst.prefixlen else b"")
+    body += u32(RTA_OIF, index) + next_hop(route)
+    body += u32(RTA_PRIORITY, route.priority) if route.priority else b""
+    body += u32(RTA_TABLE, table) if table > 255 else b""
+    return Message(RTM_DELROUTE, 0, body)
+
+
 def next_hop(route: Route) -> bytes:
     if route.gw is None:
         return b""
@@ -118,9 +140,9 @@ def list_addresses() -> Message:
     return Message(RTM_GETADDR, 0, IFADDR.pack(socket.AF_UNSPEC, 0, 0, 0, 0))
 
 
-def list_routes(version: int) -> Message:
-    """The main table of one family. (The kernel filters where it can; read_routes leaves out the rest.)"""
-    head = RTMSG.pack(family(version), 0, 0, 0, RT_TABLE_MAIN, 0, 0, 0, 0)
+def list_routes(version: int, table: int = RT_TABLE_MAIN) -> Message:
+    """One table of one family. (The kernel filters where it can; read_routes leaves out the rest.)"""
+    head = RTMSG.pack(family(version), 0, 0, 0, table, 0, 0, 0, 0)
     return Message(RTM_GETROUTE, 0, head)
 
 
@@ -138,15 +160,20 @@ def read_address(body: bytes) -> tuple[int, Interface]:
     return index, IPv6Interface((packed, bits))
 
 
-def read_routes(body: bytes) -> list[tuple[int, Route]]:
-    """One RTM_NEWROUTE of the main table: (index of the link, route) for each next hop; a route of ours reads as asked.
+def made_by_kernel(body: bytes) -> bool:
+    """Whether a route came with an address, and goes with it."""
+    return body[5] == RTPROT_KERNEL
+
+
+def read_routes(body: bytes, wanted: int = RT_TABLE_MAIN) -> list[tuple[int, Route]]:
+    """One RTM_NEWROUTE of that table: (index of the link, route) for each next hop; a route of ours reads as asked.
 
     So what add_route fills in by itself (table main, the usual scope, IPv6's default priority) reads as not given.
     """
     af, bits, _, _, table, _, scope, kind, flags = RTMSG.unpack_from(body)
     found = attributes(body, RTMSG.size)
     table = number(found[RTA_TABLE]) if RTA_TABLE in found else table
-    if kind != RTN_UNICAST or table != RT_TABLE_MAIN or flags & RTM_F_CLONED:
+    if kind != RTN_UNICAST or table != wanted or flags & RTM_F_CLONED:
         return []
     version = 4 if af == socket.AF_INET else 6
     dst = destination(version, found.get(RTA_DST), bits)
@@ -162,6 +189,7 @@ def read_routes(body: bytes) -> list[tuple[int, Route]]:
             mtu=number(metrics.get(RTAX_MTU, b"")),
             advmss=number(metrics.get(RTAX_ADVMSS, b"")),
             priority=0 if version == 6 and priority == IP6_RT_PRIO_USER else priority,
+            table=0 if table == RT_TABLE_MAIN else table,
             scope=None if usual else scope,
         )
         routes.append((index, route))

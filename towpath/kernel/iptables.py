@@ -220,14 +220,8 @@ class Iptables:
         rules = tuple(rules)
         found: set[object] = set(self._frames.fingerprints(frame_pins(rules)))
         for rule in rules:
-            version, own = iptablesrules.version_of(rule), iptablesrules.lines(rule)
-            notes = {note for line in own for note in line.notes}
-            lines = [*own, *(line for note in notes for line in iptablesrules.shared(note))]
-            for table in {line.table for line in own}:
-                lines += iptablesrules.skeleton(table, version)
-            found.update((version, line.chain, line.id) for line in lines)
-            if isinstance(rule, Publish) and own:
-                found.add((version, iptablesrules.group(rule).chain, rule.port.proto, rule.port.host_port))
+            for version in iptablesrules.versions_of(rule):
+                found |= _fingerprints(rule, version)
         return frozenset(found)
 
     def heal(self, wanted: Iterable[Rule]) -> int:
@@ -263,7 +257,7 @@ class Iptables:
             return self._frames.describe(frame_pin(rule))
         lines = iptablesrules.lines(rule)
         words = [f"-t {line.table} {line.text()}" for line in lines]
-        return f"{PREFIX.get(iptablesrules.version_of(rule), 'ip')}tables {', '.join(words) or 'nothing'}"
+        return f"{PREFIX[min(iptablesrules.versions_of(rule), default=4)]}tables {', '.join(words) or 'nothing'}"
 
     def close(self) -> None:
         self._frames.close()
@@ -276,8 +270,20 @@ class Iptables:
             xtables.restore(version, edit.text(), operations)
 
 
+def _fingerprints(rule: Rule, version: int) -> set[object]:
+    own = iptablesrules.lines(rule)
+    notes = {note for line in own for note in line.notes}
+    lines = [*own, *(line for note in notes for line in iptablesrules.shared(note))]
+    for table in {line.table for line in own}:
+        lines += iptablesrules.skeleton(table, version)
+    found: set[object] = {(version, line.chain, line.id) for line in lines}
+    if isinstance(rule, Publish) and own:
+        found.add((version, iptablesrules.group(rule).chain, rule.port.proto, rule.port.host_port))
+    return found
+
+
 def of_family(rules: Iterable[Rule], version: int) -> list[Rule]:
-    return [rule for rule in rules if iptablesrules.version_of(rule) == version]
+    return [rule for rule in rules if version in iptablesrules.versions_of(rule)]
 
 
 def frame_pin(rule: PinMac) -> FramePin:

@@ -12,6 +12,8 @@ which shared lines it needs and which port it takes. Lines without such a commen
                                                  from a member's interface elsewhere → 2 (drops what goes to the fenced)
                                                  from a fenced interface elsewhere → 3 (drops what goes to any member)
                                                → accept to and from each address
+            INPUT → TOWPATH-GUARD (datagrams to a guarded port: those of peers return, others are dropped)
+    nat     CNI-<hash> of an overlay's member → TOWPATH-INNER (accepts what leaves towards other members)
 """
 
 from __future__ import annotations
@@ -23,12 +25,13 @@ from dataclasses import dataclass
 
 from towpath.errors import BadConfig
 from towpath.model import Address
-from towpath.plan import Accept, Fence, Masquerade, PinMac, Publish, Rule
+from towpath.plan import Accept, Bar, Fence, Guard, KeepSource, Masquerade, Peer, PinMac, Publish, Rule
 
 DNAT, MASQ, SETMARK = "CNI-HOSTPORT-DNAT", "CNI-HOSTPORT-MASQ", "CNI-HOSTPORT-SETMARK"
 FORWARD, ADMIN = "CNI-FORWARD", "CNI-ADMIN"
 STAGE_1, STAGE_2, STAGE_3 = (f"CNI-ISOLATION-STAGE-{n}" for n in (1, 2, 3))
-CHAINS = {"nat": (DNAT, MASQ), "filter": (FORWARD, ADMIN, STAGE_1, STAGE_2, STAGE_3)}
+INNER, GUARD = "TOWPATH-INNER", "TOWPATH-GUARD"
+CHAINS = {"nat": (DNAT, MASQ, INNER), "filter": (FORWARD, ADMIN, STAGE_1, STAGE_2, STAGE_3, GUARD)}
 BUILT_IN = frozenset({"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING", "DOCKER-USER"})
 COMMENT_ROOM = 250  # bytes; xt_comment keeps 256 with the end mark
 PORTS_PER_LINE = 15  # xt_multiport
@@ -109,29 +112,42 @@ def skeleton(table: str, version: int, docker: bool = False) -> Iterator[Line]:
 # --- rules -----------------------------------------------------------------------------------------------------------
 
 
-def version_of(rule: Rule) -> int:
-    """The address family whose tables hold the rule; 0 = none."""
+def versions_of(rule: Rule) -> tuple[int, ...]:
+    """The address families whose tables hold the rule."""
     match rule:
         case Publish(port=port, to=to):
-            return to.version if port.host_ip is None or port.host_ip.version == to.version else 0
-        case Masquerade(address=address) | Accept(address=address) | Fence(address=address):
-            return address.version
-    return 0
+            return (to.version,) if port.host_ip is None or port.host_ip.version == to.version else ()
+        case Masquerade(address=address) | Accept(address=address) | Fence(address=address) | Peer(address=address):
+            return (address.version,)
+        case KeepSource() | Guard() | Bar():
+            return (4, 6)
+    return ()
 
 
 def lines(rule: Rule) -> tuple[Line, ...]:
     """The lines of this rule alone, in their order; ids `<digest>.<n>`. Raises BadConfig for what cannot be."""
-    home = "" if isinstance(rule, PinMac) else rule.home
+    home = interface_of(rule)
     if home and not PLAIN.match(home):
         # A plus at the end means any interface that begins so, and there is no way to mean the plus itself.
         raise BadConfig(f"interface name {home!r} cannot be written in the syntax of iptables")
     drafts = list(_drafts(rule))
     tag = digest(rule.owner, *(f"{chain} {spec}" for _, chain, spec, _ in drafts))
     owner = sanitised(rule.owner)
+    # Before whatever the host accepts, and peers before the line that drops the others.
+    upfront = isinstance(rule, Peer | Bar)
     return tuple(
-        Line(table, chain, spec, f"{tag}.{place}", (*notes, owner))
+        Line(table, chain, spec, f"{tag}.{place}", (*notes, owner), first=upfront or chain == "INPUT")
         for place, (table, chain, spec, notes) in enumerate(drafts)
     )
+
+
+def interface_of(rule: Rule) -> str:
+    match rule:
+        case PinMac() | Guard() | Peer():
+            return ""
+        case KeepSource(link=link):
+            return link
+    return rule.home
 
 
 def sanitised(owner: str) -> str:
@@ -149,6 +165,8 @@ def _drafts(rule: Rule) -> Iterator[Draft]:
             chain = f"CNI-{digest(str(address), home, rule.owner)}"
             if home:
                 yield "nat", chain, f"-o {home} {{comment}} -j ACCEPT", ()
+            if rule.inner:
+                yield "nat", chain, f"{{comment}} -j {INNER}", ()
             yield "nat", chain, f"! -d {MULTICAST[address.version]} {{comment}} -j MASQUERADE", ()
             yield "nat", "POSTROUTING", f"-s {address.ip} {{comment}} -j {chain}", ()
         case Accept(address=address, home=home):
@@ -158,6 +176,18 @@ def _drafts(rule: Rule) -> Iterator[Draft]:
         case Fence(address=address, home=home, policy=policy) if home:
             within = (f"isolated={home}",) if policy == "isolated" else ()
             yield "filter", STAGE_2, f"-d {address} -o {home} {{comment}} -j DROP", (f"fence={home}", *within)
+
+        case KeepSource(link=link):
+            yield "nat", INNER, f"-o {link} {{comment}} -j ACCEPT", ()
+        case Guard(port=port):
+            datagrams = f"-p udp -m udp --dport {port}"
+            yield "filter", GUARD, f"{datagrams} {{comment}} -j DROP", ()
+            yield "filter", "INPUT", f"{datagrams} {{comment}} -j {GUARD}", ()
+        case Peer(address=address, port=port):
+            yield "filter", GUARD, f"-s {address} -p udp -m udp --dport {port} {{comment}} -j RETURN", ()
+        case Bar(home=home, port=port):
+            for chain in ("INPUT", FORWARD):
+                yield "filter", chain, f"-i {home} -p udp -m udp --dport {port} {{comment}} -j DROP", ()
 
 
 def shared(note: str) -> Iterator[Line]:
@@ -213,7 +243,7 @@ def taken(rule: Publish) -> str:
 
 
 def _publish(rule: Publish) -> Iterator[Draft]:
-    if not version_of(rule):
+    if not versions_of(rule):
         return
     chain, port, rules = group(rule).chain, rule.port, rule.rules
     match = f"-p {port.proto} -m {port.proto} --dport {port.host_port}"

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from towpath.errors import BadConfig
 from towpath.kernel.nftset import BRIDGE, FRAMES, INET, SETS, Element, declaration, element
 from towpath.model import Address
-from towpath.plan import Accept, Fence, Masquerade, PinMac, Publish, Rule
+from towpath.plan import Accept, Bar, Fence, Guard, KeepSource, Masquerade, Peer, PinMac, Publish, Rule
 
 COMMENT_ROOM = 120  # bytes; NFTNL_UDATA_COMMENT_MAXLEN is 128 with its end mark
 MULTICAST = {4: "224.0.0.0/4", 6: "ff00::/8"}
@@ -59,11 +59,12 @@ def _family(version: int) -> dict[str, tuple[str, ...]]:
     }
 
 
-def _masquerade(version: int) -> str:
+def _masquerade(version: int) -> tuple[str, ...]:
     ip = "ip" if version == 4 else "ip6"
+    home = f"{ip} saddr . oifname != @masq{version}_home"
     return (
-        f"{ip} saddr @masq{version} {ip} saddr . oifname != @masq{version}_home "
-        f"{ip} daddr != {MULTICAST[version]} masquerade"
+        f"{ip} saddr @inner{version} oifname @inner_links return",
+        f"{ip} saddr @masq{version} {home} {ip} daddr != {MULTICAST[version]} masquerade",
     )
 
 
@@ -74,6 +75,7 @@ HOOKS: dict[str, dict[str, str]] = {
         "prerouting": "type nat hook prerouting priority dstnat - 1; policy accept;",
         "output": "type nat hook output priority -101; policy accept;",
         "postrouting": "type nat hook postrouting priority srcnat - 1; policy accept;",
+        "input": "type filter hook input priority filter - 1; policy accept;",
         "forward": "type filter hook forward priority filter - 1; policy accept;",
     },
     **{
@@ -98,11 +100,18 @@ CHAINS: dict[str, dict[str, tuple[str, ...]]] = {
         "output": (_DNAT,),
         "postrouting": (
             "ct status dnat meta nfproto vmap { ipv4 : jump snat4_ports, ipv6 : jump snat6_ports }",
-            _masquerade(4),
-            _masquerade(6),
+            *_masquerade(4),
+            *_masquerade(6),
         ),
+        "guard": (
+            "ip saddr . udp dport @peers4 return",
+            "ip6 saddr . udp dport @peers6 return",
+            "drop",
+        ),
+        "input": ("iifname . udp dport @barred drop", "meta l4proto . th dport @guarded jump guard"),
         "forward": (
             "jump user_forward",
+            "iifname . udp dport @barred drop",
             "ct state established,related accept",
             "ct status dnat accept",
             "iifname @homes oifname @homes jump between",
@@ -166,6 +175,8 @@ def pieces(rule: Rule) -> Iterator[Piece]:
             if rule.home:
                 yield element(f"masq{version}_home", (address, rule.home))
             yield element(f"masq{version}", (address,))
+            if rule.inner:
+                yield element(f"inner{version}", (address,))
         case Accept():
             if rule.home:
                 yield element(f"members{rule.address.version}", (rule.home, rule.address))
@@ -177,6 +188,14 @@ def pieces(rule: Rule) -> Iterator[Piece]:
             yield element("macs_iptables", (rule.port, rule.mac))
         case PinMac():
             yield element("macs", (rule.port, rule.mac))
+        case KeepSource():
+            yield element("inner_links", (rule.link,))
+        case Guard():
+            yield element("guarded", ("udp", rule.port))
+        case Peer():
+            yield element(f"peers{rule.address.version}", (rule.address, rule.port))
+        case Bar():
+            yield element("barred", (rule.home, rule.port))
 
 
 def shared(rule: Rule) -> Iterator[Element]:

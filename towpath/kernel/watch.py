@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 
 from towpath.kernel.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, SOL_NETLINK
 
@@ -21,6 +21,8 @@ GROUPS = (
     ("addresses", NETLINK_ROUTE, RTNLGRP_IPV4_IFADDR),
     ("firewall", NETLINK_NETFILTER, NFNLGRP_NFTABLES),
 )
+# Containers come and go with neighbours and routes of their own: listen to these only with a long rest.
+ROUTES = tuple(("routes", NETLINK_ROUTE, group) for group in (3, 7, 8, 11, 19))  # NEIGH, IPV4 and IPV6 ROUTE and RULE
 REST = 0.1  # seconds between two looks at one socket
 SMALL = 4096  # bytes of receive buffer; the kernel's least is about that
 
@@ -46,8 +48,8 @@ def drain(ear: socket.socket) -> None:
                 raise
 
 
-async def changes() -> AsyncIterator[str]:
-    """The word "links", "addresses" or "firewall" each time, at most once per REST; for ever."""
+async def changes(groups: Iterable[tuple[str, int, int]] = GROUPS, rest: float = REST) -> AsyncIterator[str]:
+    """The word of a group ("links", "addresses", "firewall") each time, at most once per `rest` seconds; for ever."""
     loop = asyncio.get_running_loop()
     heard: asyncio.Queue[tuple[str, socket.socket]] = asyncio.Queue()
     ears: list[socket.socket] = []
@@ -61,7 +63,7 @@ async def changes() -> AsyncIterator[str]:
         heard.put_nowait((word, ear))
 
     try:
-        for word, protocol, group in GROUPS:
+        for word, protocol, group in groups:
             ears.append(subscribe(protocol, group))
             listen(word, ears[-1])
         while True:
@@ -69,7 +71,7 @@ async def changes() -> AsyncIterator[str]:
             drain(ear)
             yield word
             timers = {timer for timer in timers if timer.when() > loop.time()}
-            timers.add(loop.call_later(REST, listen, word, ear))
+            timers.add(loop.call_later(rest, listen, word, ear))
     finally:
         for timer in timers:
             timer.cancel()

@@ -17,7 +17,7 @@ def rules(record: Attachment) -> Iterator[Rule]:
             yield PinMac(record.veth, record.mac, owner)
         if record.masquerade:
             for lease in record.leases:
-                yield Masquerade(lease.address, record.home, owner)
+                yield Masquerade(lease.address, record.home, owner, inner=record.mode == "overlay")
     if "firewall" in record.parts:
         for address in record.addresses:
             yield Accept(address, record.home, owner)
