@@ -11,7 +11,7 @@ import errno
 import socket
 from collections.abc import AsyncIterator, Iterable
 
-from towpath.kernel.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, SOL_NETLINK
+from towpath.kernel.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, SOL_NETLINK, split
 
 NETLINK_ADD_MEMBERSHIP = 1
 RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR, NFNLGRP_NFTABLES = 1, 5, 7
@@ -24,7 +24,8 @@ GROUPS = (
 # Containers come and go with neighbours and routes of their own: listen to these only with a long rest.
 ROUTES = tuple(("routes", NETLINK_ROUTE, group) for group in (3, 7, 8, 11, 19))  # NEIGH, IPV4 and IPV6 ROUTE and RULE
 REST = 0.1  # seconds between two looks at one socket
-SMALL = 4096  # bytes of receive buffer; the kernel's least is about that
+SMALL = 16384  # bytes of receive buffer: what a bridge says about some ports, not what a burst of ADDs says
+RTM_NEWLINK, PORT = 16, bytes([socket.AF_BRIDGE])
 
 
 def subscribe(protocol: int, group: int) -> socket.socket:
@@ -36,16 +37,23 @@ def subscribe(protocol: int, group: int) -> socket.socket:
     return ear
 
 
-def drain(ear: socket.socket) -> None:
-    """Read everything that is there; an overflow is no error, only the sum of what it dropped."""
+def drain(ear: socket.socket) -> bool:
+    """Read everything that is there; whether any of it tells of a change. An overflow does: nobody knows of what."""
+    told = False
     while True:
         try:
-            ear.recv(SMALL * 4)
+            told = tells(ear.recv(SMALL * 4)) or told
         except BlockingIOError:
-            return
+            return told
         except OSError as loss:
             if loss.errno != errno.ENOBUFS:
                 raise
+            told = True
+
+
+def tells(packet: bytes) -> bool:
+    """Whether any message is more than a bridge talking about one of its ports, which it does for minutes."""
+    return any(kind != RTM_NEWLINK or body[:1] != PORT for kind, _, _, body in split(packet))
 
 
 async def changes(groups: Iterable[tuple[str, int, int]] = GROUPS, rest: float = REST) -> AsyncIterator[str]:
@@ -68,8 +76,8 @@ async def changes(groups: Iterable[tuple[str, int, int]] = GROUPS, rest: float =
             listen(word, ears[-1])
         while True:
             word, ear = await heard.get()
-            drain(ear)
-            yield word
+            if drain(ear):
+                yield word
             timers = {timer for timer in timers if timer.when() > loop.time()}
             timers.add(loop.call_later(rest, listen, word, ear))
     finally:
