@@ -19,7 +19,6 @@ from towpath.config import Described, describe, describe_network
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", ROOT / "CONTRIBUTING.md", ROOT / "plugins" / "README.md"]
 DOCUMENTS += sorted((ROOT / "docs").glob("*.md"))
-LATER = {"docs/benchmarks.md"}  # written by who measures, on the machine that is named there
 
 
 def commands() -> Iterator[str]:
@@ -57,7 +56,7 @@ def test_the_readme_has_every_command_and_no_other() -> None:
 def test_links_between_documents_lead_to_a_file(document: Path) -> None:
     for link in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
         target = (document.parent / link).resolve()
-        assert target.exists() or str(target.relative_to(ROOT)) in LATER, link
+        assert target.exists(), link
 
 
 @pytest.mark.parametrize("key", [*describe(), *describe_network()], ids=lambda key: key.key)

@@ -211,6 +211,7 @@ def idle(bench: Bench, kept: list[Container]) -> None:
     bench.rows.append(Row(f"restart with {size} attachments until it serves", "s", took, None, 1.0))
     pid = bench.host.agent.pid
     settle(bench.host)
+    time.sleep(5 if bench.quick else 20)  # the kernel tells of the last links and ports for some seconds more
     bench.rows.append(Row(f"agent's memory, {size} attachments, after the restart", "MB", resident(pid), None, 100))
     span = 3 if bench.quick else 10
     before = busy(pid)
