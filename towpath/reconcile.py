@@ -16,7 +16,7 @@ from towpath.parts import rules
 
 log = logging.getLogger(__name__)
 
-SETTLE = 0.2  # seconds: a burst of changes becomes one run
+SETTLE = 0.6  # seconds: a burst of changes becomes one run, and a CHECK meanwhile still sees what is wrong
 INTERVAL = 120.0  # seconds between looks for what makes no sound: a thousand namespaces cost 0.1 s
 FULL = 600.0  # seconds between readings of everything: nothing should be found then
 
