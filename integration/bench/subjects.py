@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field
@@ -31,7 +32,7 @@ Calls = Generator[Call, bytes, None]
 
 
 @dataclass(slots=True)
-class Subject:
+class Subject(ABC):
     """A network and how containers join it. `folder` holds its executables; `taken`: host port per container."""
 
     host: Host
@@ -66,8 +67,9 @@ class Subject:
         env["TOWPATH_SOCKET"] = self.host.agent.socket
         return Call(f"{folder}/{config['type']}", env, encode(config))
 
+    @abstractmethod
     def calls(self, verb: str, container: Container) -> Calls:
-        raise NotImplementedError
+        """The executables that one ADD or DEL starts, in order."""
 
 
 class Reference(Subject):
